@@ -1,0 +1,108 @@
+// Package adapter is the canonical form of an adapter: what it changes, by how much, and where each
+// number came from, whatever ecosystem the file belongs to.
+//
+// An Adapter is a list of Updates. An Update names a module and a parameter and says how that
+// parameter changes, in the module's own orientation; Bind turns it into an Op on the matrix a base
+// really stores. Dialects live in the sub-packages.
+package adapter
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/naming"
+)
+
+// An Adapter is what a dialect's decoder returns.
+type Adapter struct {
+	Path      string            // the folder or file it was read from
+	Dialect   string            // "peft", "gguf", …
+	Space     naming.Space      // what module names mean
+	BaseModel string            // the base's name as the adapter states it, "" if it does not
+	Arch      string            // the base's architecture where the dialect states it (GGUF), else ""
+	Updates   []Update          // in file order
+	Metadata  [][2]string       // what the dialect says beside the updates, in order
+	Findings  []finding.Finding // odd but usable things found while decoding
+	closer    func() error
+}
+
+// OnClose registers f to run when the adapter is closed.
+func (a *Adapter) OnClose(f func() error) { a.closer = f }
+
+// Close releases the files that the adapter's factors are read from.
+func (a *Adapter) Close() error {
+	if a.closer == nil {
+		return nil
+	}
+	f := a.closer
+	a.closer = nil
+	return f()
+}
+
+// A Target is a parameter of a module. Module is the path in the adapter's Space; Param is the name of
+// the parameter below it: "weight", "bias", "in_proj_weight", or a raw parameter's own name.
+type Target struct{ Module, Param string }
+
+func (t Target) String() string { return t.Module + "." + t.Param }
+
+// A Scale is the factor of a low-rank product and where it came from.
+type Scale struct {
+	Value  float64 `json:"value"`
+	Alpha  float64 `json:"alpha"`
+	Rank   int     `json:"rank"`
+	Source string  `json:"source"` // for example "lora_alpha 16 / r 8", "alpha_pattern \"q_proj\": 4 / sqrt(r 16)"
+}
+
+// Times returns the scale multiplied by the user's factor, which the source then names.
+func (s Scale) Times(user float64) Scale {
+	if user != 1 {
+		s.Value *= user
+		s.Source += fmt.Sprintf(" × %g", user)
+	}
+	return s
+}
+
+// A Kind is a member of the closed family of updates.
+type Kind string
+
+// The kinds of updates.
+const (
+	LowRank Kind = "low-rank" // W += s·B·A
+	DoRA    Kind = "dora"     // W = (m/‖V‖)·V with V = W + s·B·A, norms over all axes but the output axis
+	Replace Kind = "replace"  // W = Value
+	Rows    Kind = "rows"     // W[Index[i]] = Value[i]
+	Bias    Kind = "bias"     // b += s·Value
+)
+
+// A Layer says how B·A relates to the canonical weight.
+type Layer string
+
+// The layers that low-rank updates know.
+const (
+	Linear    Layer = "linear"    // weight [out, in]: B·A, A is [r, in], B is [out, r]
+	Embedding Layer = "embedding" // weight [vocab, dim]: (B·A)ᵀ, A is [r, vocab], B is [dim, r]
+	Conv      Layer = "conv"      // weight [out, in, k…]: B [out, r] times A [r, in·k…]
+)
+
+// An Update changes one parameter. Which fields are set depends on Kind.
+type Update struct {
+	Target
+	Kind  Kind
+	Layer Layer
+
+	A, B      Factor // LowRank, DoRA: [r, in] and [out, r] (see Layer)
+	Rank      int
+	Scale     Scale
+	Magnitude Factor // DoRA: [1, n], n = out (Linear, Conv) or dim (Embedding)
+
+	Value Factor  // Replace: the canonical weight as [rows, cols]; Rows: [len(Index), cols]; Bias: [1, n]
+	Index []int64 // Rows
+
+	// Expert >= 0 and Experts > 0: the update belongs to one matrix of a stack that the adapter itself
+	// treats as one parameter [Experts, …].
+	Expert, Experts int
+	// Swapped: the stored matrix of that expert is [in, out].
+	Swapped bool
+
+	Tensors []string // the adapter's tensors this update was made of
+}

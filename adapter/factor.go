@@ -1,0 +1,95 @@
+package adapter
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/tensor"
+)
+
+// A Factor is a matrix of the adapter, read from its file when Load is called. The zero Factor is absent.
+type Factor struct {
+	Rows, Cols int64
+	// Stored is the tensor the factor is, byte for byte in row-major order; nil when it is only part of
+	// one, or reordered.
+	Stored *tensor.Tensor
+	load   func() ([]float32, error)
+}
+
+// Present reports whether the factor was set.
+func (f Factor) Present() bool { return f.load != nil }
+
+// Load reads the factor as Rows·Cols float32 values, row-major. 16-bit types are widened exactly.
+func (f Factor) Load() ([]float32, error) {
+	v, err := f.load()
+	if err == nil && int64(len(v)) != f.Rows*f.Cols {
+		return nil, fmt.Errorf("factor has %d values, expected %d × %d", len(v), f.Rows, f.Cols)
+	}
+	return v, err
+}
+
+// FromTensor is the factor that t holds, seen as rows × cols; t must be of a plain float type (or, with
+// decode, of any type decode understands) and have rows·cols elements.
+func FromTensor(t tensor.Tensor, rows, cols int64, decode func(t *tensor.Tensor) ([]float32, error)) Factor {
+	return Factor{Rows: rows, Cols: cols, Stored: &t, load: func() ([]float32, error) { return decode(&t) }}
+}
+
+// FromValues is a factor held in memory.
+func FromValues(rows, cols int64, v []float32) Factor {
+	return Factor{Rows: rows, Cols: cols, load: func() ([]float32, error) { return v, nil }}
+}
+
+// Transpose is the factor with rows and columns exchanged.
+func (f Factor) Transpose() Factor {
+	return Factor{Rows: f.Cols, Cols: f.Rows, load: func() ([]float32, error) {
+		v, err := f.Load()
+		if err != nil {
+			return nil, err
+		}
+		return transpose(v, int(f.Rows), int(f.Cols)), nil
+	}}
+}
+
+// GatherRows is the factor whose row i is row index(i) of f, for i < rows.
+func (f Factor) GatherRows(rows int64, index func(int64) int64) Factor {
+	return Factor{Rows: rows, Cols: f.Cols, load: func() ([]float32, error) {
+		v, err := f.Load()
+		if err != nil {
+			return nil, err
+		}
+		out := make([]float32, rows*f.Cols)
+		for i := range rows {
+			copy(out[i*f.Cols:(i+1)*f.Cols], v[index(i)*f.Cols:])
+		}
+		return out, nil
+	}}
+}
+
+// SliceRows is rows [first, first+n) of f.
+func (f Factor) SliceRows(first, n int64) Factor {
+	return f.GatherRows(n, func(i int64) int64 { return first + i })
+}
+
+// Map is the factor with every value replaced by g of it.
+func (f Factor) Map(g func(float32) float32) Factor {
+	return Factor{Rows: f.Rows, Cols: f.Cols, load: func() ([]float32, error) {
+		v, err := f.Load()
+		if err != nil {
+			return nil, err
+		}
+		out := make([]float32, len(v))
+		for i, x := range v {
+			out[i] = g(x)
+		}
+		return out, nil
+	}}
+}
+
+func transpose(v []float32, rows, cols int) []float32 {
+	out := make([]float32, len(v))
+	for i := range rows {
+		for j := range cols {
+			out[j*rows+i] = v[i*cols+j]
+		}
+	}
+	return out
+}
