@@ -22,6 +22,9 @@ type Place struct {
 	Tensor string
 	// Transposed: the tensor stores [in, out].
 	Transposed bool
+	// ByShape: nothing but the shape tells whether the tensor is transposed (Hugging Face folders do not
+	// say which layers are Conv1D), so where only the other orientation fits, it is taken.
+	ByShape bool
 	// Rows > 0: the canonical rows [0, Rows) occupy [RowOffset, RowOffset+Rows) of the tensor's output axis
 	// (a fused projection). 0 means the whole axis.
 	RowOffset, Rows int64
