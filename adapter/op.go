@@ -1,0 +1,281 @@
+package adapter
+
+import (
+	"math"
+
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/tensor"
+)
+
+// rowLocal is embedded by ops that need no Prepare.
+type rowLocal struct{}
+
+func (rowLocal) Columns() bool { return false }
+func (rowLocal) Prepare(func() ([]float32, int64, error)) error {
+	return nil
+}
+func (rowLocal) LowRank() (Product, bool) { return Product{}, false }
+
+// product is W[block] += s·L·R.
+type product struct {
+	rowLocal
+	Product
+	left, right Factor
+	cols        int64 // of the frame
+	delta       tensor.DType
+	packed      *kernel.LowRank
+}
+
+func (p *product) Load() (err error) {
+	if p.L, err = p.left.Load(); err != nil {
+		return err
+	}
+	if p.R, err = p.right.Load(); err != nil {
+		return err
+	}
+	p.packed = kernel.NewLowRank(p.L, p.R, int(p.Rows), int(p.Cols), int(p.Rank), p.Scale)
+	return nil
+}
+
+func (p *product) Release()                 { p.L, p.R, p.packed = nil, nil, nil }
+func (p *product) LowRank() (Product, bool) { return p.Product, true }
+
+// overlap returns the slab's rows that lie in the block: rows [lo, hi) of the block.
+func (p *product) overlap(n, first int64) (lo, hi int64) {
+	lo = max(0, first-p.RowOff)
+	hi = min(p.Rows, first+n-p.RowOff)
+	return lo, hi
+}
+
+func (p *product) Apply(rows []float32, first int64) {
+	lo, hi := p.overlap(int64(len(rows))/p.cols, first)
+	if lo >= hi {
+		return
+	}
+	slab := rows[(p.RowOff+lo-first)*p.cols+p.ColOff:]
+	if p.delta == tensor.Invalid {
+		p.packed.Apply(slab, int(p.cols), int(lo), int(hi-lo))
+		return
+	}
+	d := make([]float32, (hi-lo)*p.Cols)
+	p.packed.Apply(d, int(p.Cols), int(lo), int(hi-lo))
+	round := rounder(p.delta)
+	for i := range hi - lo {
+		row := slab[i*p.cols:][:p.Cols]
+		for j, x := range d[i*p.Cols:][:p.Cols] {
+			row[j] += round(x)
+		}
+	}
+}
+
+func (p *product) Exact(rows []float64, first int64) {
+	lo, hi := p.overlap(int64(len(rows))/p.cols, first)
+	sums := make([]float64, p.Cols)
+	for i := lo; i < hi; i++ {
+		clear(sums)
+		for k, l := range p.L[i*p.Rank:][:p.Rank] {
+			for j, r := range p.R[int64(k)*p.Cols:][:p.Cols] {
+				sums[j] += float64(float64(l) * float64(r))
+			}
+		}
+		row := rows[(p.RowOff+i-first)*p.cols+p.ColOff:][:p.Cols]
+		for j, s := range sums {
+			row[j] += float64(float64(p.Scale) * s)
+		}
+	}
+}
+
+// dora is W[block] = (m/‖V‖)·V with V = W + s·L·R, the norm by stored row or by stored column.
+type dora struct {
+	*product
+	byColumn  bool
+	magnitude Factor
+	m         []float32
+	norms     []float64 // by column only
+}
+
+func (d *dora) Load() (err error) {
+	if d.m, err = d.magnitude.Load(); err != nil {
+		return err
+	}
+	return d.product.Load()
+}
+
+func (d *dora) Release() {
+	d.m, d.norms = nil, nil
+	d.product.Release()
+}
+
+func (d *dora) LowRank() (Product, bool) { return Product{}, false }
+func (d *dora) Columns() bool            { return d.byColumn }
+
+// Prepare sums the squares of V by column. The rows come in order, so the sums do not depend on slabs.
+func (d *dora) Prepare(next func() ([]float32, int64, error)) error {
+	d.norms = make([]float64, d.Cols)
+	for {
+		rows, first, err := next()
+		if err != nil || len(rows) == 0 {
+			for j, s := range d.norms {
+				d.norms[j] = math.Sqrt(s)
+			}
+			return err
+		}
+		d.product.Apply(rows, first)
+		lo, hi := d.overlap(int64(len(rows))/d.cols, first)
+		for i := lo; i < hi; i++ {
+			for j, v := range rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols] {
+				d.norms[j] += float64(float64(v) * float64(v))
+			}
+		}
+	}
+}
+
+func (d *dora) Apply(rows []float32, first int64) {
+	d.product.Apply(rows, first)
+	lo, hi := d.overlap(int64(len(rows))/d.cols, first)
+	for i := lo; i < hi; i++ {
+		row := rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols]
+		if d.byColumn {
+			for j := range row {
+				row[j] *= d.m[j] / float32(d.norms[j])
+			}
+			continue
+		}
+		var sum float64
+		for _, v := range row {
+			sum += float64(float64(v) * float64(v))
+		}
+		f := d.m[i] / float32(math.Sqrt(sum))
+		for j := range row {
+			row[j] *= f
+		}
+	}
+}
+
+func (d *dora) Exact(rows []float64, first int64) {
+	d.product.Exact(rows, first)
+	lo, hi := d.overlap(int64(len(rows))/d.cols, first)
+	for i := lo; i < hi; i++ {
+		row := rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols]
+		if d.byColumn {
+			for j := range row {
+				row[j] *= float64(d.m[j]) / d.norms[j]
+			}
+			continue
+		}
+		var sum float64
+		for _, v := range row {
+			sum += float64(v * v)
+		}
+		f := float64(d.m[i]) / math.Sqrt(sum)
+		for j := range row {
+			row[j] *= f
+		}
+	}
+}
+
+// replace is W[block] = value.
+type replace struct {
+	rowLocal
+	value Factor
+	at    block
+	cols  int64
+	v     []float32
+}
+
+func (r *replace) Load() (err error) { r.v, err = r.value.Load(); return err }
+func (r *replace) Release()          { r.v = nil }
+
+func (r *replace) Apply(rows []float32, first int64) {
+	r.each(int64(len(rows)), first, func(i, j, n int64) { copy(rows[i:i+n], r.v[j:j+n]) })
+}
+
+func (r *replace) Exact(rows []float64, first int64) {
+	r.each(int64(len(rows)), first, func(i, j, n int64) {
+		for k := range n {
+			rows[i+k] = float64(r.v[j+k])
+		}
+	})
+}
+
+func (r *replace) each(n, first int64, copyRow func(i, j, n int64)) {
+	lo := max(0, first-r.at.rowOff)
+	hi := min(r.value.Rows, first+n/r.cols-r.at.rowOff)
+	for i := lo; i < hi; i++ {
+		copyRow((r.at.rowOff+i-first)*r.cols+r.at.colOff, i*r.value.Cols, r.value.Cols)
+	}
+}
+
+// someRows is W[index[i]] = value[i] for rows (or, transposed, columns) of the matrix.
+type someRows struct {
+	rowLocal
+	value      Factor
+	index      []int64
+	at         map[int64]int64
+	cols       int64
+	transposed bool
+	v          []float32
+}
+
+func (s *someRows) Load() (err error) { s.v, err = s.value.Load(); return err }
+func (s *someRows) Release()          { s.v = nil }
+
+func (s *someRows) Apply(rows []float32, first int64) {
+	s.each(int64(len(rows)), first, func(i, j int64) { rows[i] = s.v[j] })
+}
+
+func (s *someRows) Exact(rows []float64, first int64) {
+	s.each(int64(len(rows)), first, func(i, j int64) { rows[i] = float64(s.v[j]) })
+}
+
+func (s *someRows) each(n, first int64, set func(i, j int64)) {
+	for i := range n / s.cols {
+		if s.transposed {
+			for k, id := range s.index {
+				set(i*s.cols+id, int64(k)*s.value.Cols+first+i)
+			}
+		} else if k, ok := s.at[first+i]; ok {
+			for j := range s.cols {
+				set(i*s.cols+j, k*s.cols+j)
+			}
+		}
+	}
+}
+
+// vector changes a one-dimensional parameter: b += s·value, or b = value.
+type vector struct {
+	rowLocal
+	value   Factor
+	off     int64
+	scale   float32
+	replace bool
+	cols    int64
+	v       []float32
+}
+
+func (o *vector) Load() (err error) { o.v, err = o.value.Load(); return err }
+func (o *vector) Release()          { o.v = nil }
+
+func (o *vector) Apply(rows []float32, first int64) {
+	for i, x := range o.v {
+		if j := o.off + int64(i) - first*o.cols; j >= 0 && j < int64(len(rows)) {
+			if o.replace {
+				rows[j] = x
+			} else {
+				rows[j] += float32(o.scale * x)
+			}
+		}
+	}
+}
+
+func (o *vector) Exact(rows []float64, first int64) {
+	for i, x := range o.v {
+		if j := o.off + int64(i) - first*o.cols; j >= 0 && j < int64(len(rows)) {
+			if o.replace {
+				rows[j] = float64(x)
+			} else {
+				rows[j] += float64(float64(o.scale) * float64(x))
+			}
+		}
+	}
+}
