@@ -23,8 +23,14 @@ type Adapter struct {
 	Updates   []Update          // in file order
 	Metadata  [][2]string       // what the dialect says beside the updates, in order
 	Findings  []finding.Finding // odd but usable things found while decoding
-	closer    func() error
+	// NoMerge, where not nil, says why the adapter can be inspected and converted but never merged.
+	NoMerge *finding.Finding
+	closer  func() error
 }
+
+// InvocationTokens is the Metadata key of an activated LoRA's invocation tokens: decimal token ids,
+// separated by commas.
+const InvocationTokens = "alora_invocation_tokens"
 
 // OnClose registers f to run when the adapter is closed.
 func (a *Adapter) OnClose(f func() error) { a.closer = f }
@@ -103,6 +109,12 @@ type Update struct {
 	Expert, Experts int
 	// Swapped: the stored matrix of that expert is [in, out].
 	Swapped bool
+	// Unsure, where not empty, says why Swapped may be wrong where the matrix is square; the shapes of any
+	// other matrix tell.
+	Unsure string
+	// FanInFanOut: the adapter says that the base stores [in, out]. A hint for square matrices only: in a
+	// model that mixes both kinds PEFT saves the flag of whichever layer came last.
+	FanInFanOut bool
 
 	Tensors []string // the adapter's tensors this update was made of
 }

@@ -38,6 +38,11 @@ func FromValues(rows, cols int64, v []float32) Factor {
 	return Factor{Rows: rows, Cols: cols, load: func() ([]float32, error) { return v, nil }}
 }
 
+// FromFunc is a factor computed when it is loaded: load returns rows·cols values, row-major.
+func FromFunc(rows, cols int64, load func() ([]float32, error)) Factor {
+	return Factor{Rows: rows, Cols: cols, load: load}
+}
+
 // Transpose is the factor with rows and columns exchanged.
 func (f Factor) Transpose() Factor {
 	return Factor{Rows: f.Cols, Cols: f.Rows, load: func() ([]float32, error) {
