@@ -48,8 +48,8 @@ CASES = {
         config=dict(r=8, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
     ),
     "dora": dict(
-        about="DoRA: magnitude vector, column norms of W + delta; all linears of attention and down_proj",
-        config=dict(r=4, lora_alpha=8, use_dora=True, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]),
+        about="DoRA: a magnitude for every output row, on q_proj, k_proj and down_proj",
+        config=dict(r=4, lora_alpha=8, use_dora=True, target_modules=["q_proj", "k_proj", "down_proj"]),
     ),
     "patterns": dict(
         about="rank_pattern and alpha_pattern: by suffix and by a full module name",
@@ -64,12 +64,14 @@ CASES = {
         config=dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head", "norm"]),
     ),
     "embedding": dict(
-        about="LoRA on embed_tokens (lora_embedding_A, lora_embedding_B) and lm_head; base rows not saved",
+        about="LoRA on embed_tokens (lora_embedding_A, lora_embedding_B) and lm_head; base rows not saved. "
+              "peft rounds the update of an embedding to BF16 before it adds it; linears are rounded once",
         config=dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head"]),
         save=dict(save_embedding_layers=False),
     ),
     "embedding-saved": dict(
-        about="LoRA on embed_tokens, saved by default with the base rows (embed_tokens.base_layer.weight)",
+        about="LoRA on embed_tokens, saved by default with the base rows (embed_tokens.base_layer.weight). "
+              "peft rounds the update of an embedding to BF16 before it adds it",
         config=dict(r=4, lora_alpha=8, target_modules=["embed_tokens"]),
         save=dict(save_embedding_layers=True),
     ),
@@ -326,33 +328,50 @@ def write_ggufs():
 
 
 class Logits(torch.nn.Module):
-    """input_ids -> logits, nothing else. The model is an attribute under its own name `model`/`lm_head`."""
+    """input_ids [batch, sequence] -> logits, without a cache. The modules keep their names."""
 
     def __init__(self, llama):
         super().__init__()
         self.model, self.lm_head = llama.model, llama.lm_head
 
     def forward(self, input_ids):
-        return self.lm_head(self.model(input_ids=input_ids, use_cache=False).last_hidden_state)
+        # transformers builds its mask in a way that the TorchScript exporter cannot trace; a ready one is taken as it is.
+        n = input_ids.shape[1]
+        mask = torch.full((n, n), torch.finfo(torch.float32).min).triu(1)[None, None]
+        return self.lm_head(self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state)
 
 
-def export(folder, torchscript, dynamo, length):
-    """Both of torch's exporters, float32, batch 1, `length` tokens."""
+def export(folder, torchscript, dynamo):
+    """Float32, with both of torch's exporters: the older names folded weights onnx::MatMul_N, the newer keeps names."""
     llama = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    ids = (torch.arange(length) * 7 % llama.config.vocab_size)[None]
+    model, ids = Logits(llama), torch.tensor([PROMPT])
     names = dict(input_names=["input_ids"], output_names=["logits"])
+    axes = {0: "batch", 1: "sequence"}
     with torch.no_grad():
-        torch.onnx.export(Logits(llama), (ids,), str(torchscript), dynamo=False, opset_version=17, **names)
-        torch.onnx.export(Logits(llama), (ids,), str(dynamo), dynamo=True, opset_version=18, external_data=False, verbose=False, **names)
-    # The exporter notes a stack trace with this machine's paths on every node.
-    model = onnx.load(dynamo)
-    for holder in [model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output]:
-        del holder.metadata_props[:]
-    onnx.save(model, dynamo)
+        torch.onnx.export(
+            model, (ids,), str(torchscript), dynamo=False, opset_version=17,
+            dynamic_axes={"input_ids": axes, "logits": axes}, **names,
+        )
+        torch.onnx.export(
+            model, (ids.repeat(2, 1),), str(dynamo), dynamo=True, opset_version=18, external_data=False, verbose=False,
+            dynamic_shapes={"input_ids": {i: torch.export.Dim(n, min=2) for i, n in axes.items()}}, **names,
+        )
+    without_stack_traces(dynamo)
+
+
+def without_stack_traces(path):
+    """Drops one of the exporter's notes: on every node a stack trace with the paths of this machine. Those that
+    name the module a node came from stay: after constant folding they alone tell whose weight val_N is."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        kept = [p for p in node.metadata_props if p.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(model, path)
 
 
 def write_onnx():
-    export(MODEL / "base", MODEL / "base.onnx", MODEL / "base-dynamo.onnx", len(PROMPT))
+    export(MODEL / "base", MODEL / "base.onnx", MODEL / "base-dynamo.onnx")
 
 
 STEPS = {"base": base, "adapters": adapters, "logits": logits, "gguf": write_ggufs, "onnx": write_onnx}
@@ -363,7 +382,7 @@ def main():
     if args[:1] == ["export"]:
         out = Path(args[2])
         out.mkdir(parents=True, exist_ok=True)
-        return export(args[1], out / "base.onnx", out / "base-dynamo.onnx", 64)
+        return export(args[1], out / "base.onnx", out / "base-dynamo.onnx")
     os.chdir(TESTDATA)
     for step in args or STEPS:
         STEPS[step]()
