@@ -121,18 +121,27 @@ func (b *binding) place(n, m int64) (block, error) {
 		rows /= experts
 		at.rowOff = expert * rows
 	}
-	part := b.p.Rows // the stretch of the output axis that is the module's; 0 = all of it
 	fits := func(outputs, inputs int64) bool {
-		if part > 0 {
-			return n == part && b.p.RowOffset+part <= outputs && m == inputs
+		part := outputs // the stretch of the output axis that is the module's
+		if b.p.Rows > 0 {
+			part = b.p.Rows
 		}
-		return n == outputs && m == inputs
+		if b.p.RowOffset+part > outputs || m != inputs {
+			return false
+		}
+		if b.p.Run > 0 {
+			return part == 0 || b.p.Canonical(part-1, part) < n
+		}
+		return part == n
 	}
 	straight, turned := fits(rows, cols), fits(cols, rows)
+	if straight && turned && b.u.Unsure != "" {
+		return at, finding.Errorf("adapter.ambiguous_orientation", "", "the matrix of module %q is square, and %s", b.u.Module, b.u.Unsure).In(b.stored.Name)
+	}
 	switch {
 	case swapped && turned, !swapped && straight:
 		at.transposed = swapped
-	case b.p.ByShape && b.u.Layer == Linear && (straight || turned):
+	case b.p.ByShape && b.u.Layer != Embedding && (straight || turned):
 		at.transposed = turned
 	default:
 		return at, b.mismatch(fmt.Sprintf("[%d, %d]", n, m), fmt.Sprintf("stored %v", b.stored.Shape))
@@ -145,20 +154,19 @@ func (b *binding) place(n, m int64) (block, error) {
 	return at, nil
 }
 
-// outputs reorders the rows of a factor whose rows are output channels into stored order.
+// outputs brings a factor whose rows are output channels into stored order, where it is another one.
 func (b *binding) outputs(f Factor) (Factor, error) {
-	h := b.p.Heads
-	if h <= 0 {
+	if b.p.Heads == 0 && b.p.Run == 0 {
 		return f, nil
 	}
-	if f.Rows%(2*h) != 0 {
-		return f, b.mismatch(fmt.Sprintf("%d rows", f.Rows), fmt.Sprintf("a multiple of 2 × %d heads", h))
+	rows := f.Rows
+	if b.p.Rows > 0 {
+		rows = b.p.Rows
 	}
-	order := make([]int64, f.Rows)
-	for i := range f.Rows {
-		order[naming.RotaryRow(i, f.Rows, h)] = i
+	if h := b.p.Heads; h > 0 && rows%(2*h) != 0 {
+		return f, b.mismatch(fmt.Sprintf("%d rows", rows), fmt.Sprintf("a multiple of 2 × %d heads", h))
 	}
-	return f.GatherRows(f.Rows, func(i int64) int64 { return order[i] }), nil
+	return f.GatherRows(rows, func(i int64) int64 { return b.p.Canonical(i, rows) }), nil
 }
 
 // product lays the factors of a low-rank update out in the stored frame.
@@ -187,7 +195,7 @@ func (b *binding) product() (*product, error) {
 	if at.transposed {
 		l, r = in.Transpose(), out.Transpose()
 	}
-	p := &product{left: l, right: r, cols: b.frame.Cols, delta: b.round.Delta}
+	p := &product{left: l, right: r, cols: b.frame.Cols, delta: b.round.Delta, transposed: at.transposed}
 	p.Product = Product{RowOff: at.rowOff, ColOff: at.colOff, Rows: l.Rows, Cols: r.Cols, Rank: l.Cols, Scale: float32(u.Scale.Value)}
 	return p, nil
 }
@@ -200,7 +208,7 @@ func (b *binding) dora() (Op, error) {
 		return nil, err
 	}
 	// The norm runs over the input axis of the canonical weight; of an embedding [vocab, dim] over vocab.
-	byColumn := (p.ColOff != 0 || b.transposed(p)) != (b.u.Layer == Embedding)
+	byColumn := p.transposed != (b.u.Layer == Embedding)
 	n := p.Rows
 	if byColumn {
 		n = p.Cols
@@ -216,16 +224,6 @@ func (b *binding) dora() (Op, error) {
 		}
 	}
 	return &dora{product: p, byColumn: byColumn, magnitude: m}, nil
-}
-
-// transposed reports whether a product landed in a block that stores [in, out].
-func (b *binding) transposed(p *product) bool {
-	n, m := b.u.B.Rows, b.u.A.Cols
-	if b.u.Layer == Embedding {
-		n, m = m, n
-	}
-	at, err := b.place(n, m)
-	return err == nil && at.transposed
 }
 
 func (b *binding) replace() (Op, error) {
@@ -285,12 +283,16 @@ func (b *binding) bias() (Op, error) { return b.vector(false) }
 // vector binds a change of a one-dimensional parameter.
 func (b *binding) vector(replace bool) (Op, error) {
 	v := b.u.Value
-	n := v.Rows * v.Cols
-	want := b.frame.Rows * b.frame.Cols
+	n, stored := v.Rows*v.Cols, b.frame.Rows*b.frame.Cols
+	part := stored
 	if b.p.Rows > 0 {
-		want = b.p.Rows
+		part = b.p.Rows
 	}
-	if n != want || b.p.RowOffset+n > b.frame.Rows*b.frame.Cols {
+	fits := n == part
+	if b.p.Run > 0 && part > 0 {
+		fits = b.p.Canonical(part-1, part) < n
+	}
+	if !fits || b.p.RowOffset+part > stored {
 		return nil, b.mismatch(fmt.Sprintf("[%d]", n), fmt.Sprintf("stored %v", b.stored.Shape))
 	}
 	v.Rows, v.Cols = n, 1

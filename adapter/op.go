@@ -22,6 +22,7 @@ type product struct {
 	Product
 	left, right Factor
 	cols        int64 // of the frame
+	transposed  bool  // the block stores [in, out]
 	delta       tensor.DType
 	packed      *kernel.LowRank
 }

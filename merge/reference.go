@@ -1,0 +1,71 @@
+package merge
+
+import (
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/tensor"
+)
+
+// A Reference recomputes rows of an updated tensor from the plan's inputs, for checks.
+type Reference struct {
+	t     *task
+	frame adapter.Frame
+}
+
+// Reference loads the tensor's updates. Close releases them.
+func (o *Output) Reference() (*Reference, error) {
+	t := &task{out: o, frame: o.frame}
+	t.decode, _ = quant.Of(o.source.DType)
+	var err error
+	if t.inRow, err = o.source.DType.Bytes(t.frame.Cols); err != nil {
+		return nil, err
+	}
+	if err := t.prepare(); err != nil {
+		return nil, err
+	}
+	return &Reference{t: t, frame: o.frame}, nil
+}
+
+// Close releases the factors.
+func (r *Reference) Close() {
+	for _, op := range r.t.out.ops {
+		op.Release()
+	}
+}
+
+// Rows returns n rows from first: the source as it is stored, the merged rows in the engine's float32
+// arithmetic, and the same in float64.
+func (r *Reference) Rows(first, n int64) (base, merged []float32, exact []float64, err error) {
+	in := make([]byte, n*r.t.inRow)
+	if _, err := r.t.out.source.ReadAt(in, first*r.t.inRow); err != nil {
+		return nil, nil, nil, r.t.fault(err)
+	}
+	base = make([]float32, n*r.frame.Cols)
+	r.t.decode.Decode(base, in)
+	merged = append([]float32(nil), base...)
+	exact = make([]float64, len(base))
+	for i, w := range base {
+		exact[i] = float64(w)
+	}
+	for _, op := range r.t.out.ops {
+		op.Apply(merged, first)
+		op.Exact(exact, first)
+	}
+	return base, merged, exact, nil
+}
+
+// Products returns the updates as low-rank products of blocks of the matrix, when all of them are.
+func (r *Reference) Products() ([]adapter.Product, bool) {
+	var ps []adapter.Product
+	for _, op := range r.t.out.ops {
+		p, ok := op.LowRank()
+		if !ok {
+			return nil, false
+		}
+		ps = append(ps, p)
+	}
+	return ps, len(ps) > 0
+}
+
+// RowBytes is the size of a row of the frame in the output's type.
+func (o *Output) RowBytes() (int64, error) { return tensor.DType(o.Type).Bytes(o.frame.Cols) }

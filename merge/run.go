@@ -1,0 +1,115 @@
+package merge
+
+import (
+	"context"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/loratool/loratool/formats/layout"
+)
+
+// A Writer takes the bytes of an output's tensors: item i is tensor i of the plan.
+type Writer interface {
+	WriteAt(item int, p []byte, off int64) error
+}
+
+// RunOptions say how a plan is carried out. They never change the bytes.
+type RunOptions struct {
+	Jobs      int         // workers; 0 = one a processor, and one more to overlap reading and writing
+	MaxMemory int64       // upper bound of the slab buffers in bytes; 0 = 160 MiB
+	Progress  func(int64) // called with the number of output bytes just written
+}
+
+const (
+	defaultMemory = 160 << 20
+	maxSlab       = 16 << 20
+	minSlab       = 64 << 10
+)
+
+// Run reads, updates and writes every tensor of the plan that the layout leaves to it (an item of size 0 is
+// already covered by the layout's spans), and returns what it measured of the updated ones, in plan order.
+func Run(ctx context.Context, p *Plan, l *layout.Layout, w Writer, opt RunOptions) ([]Stats, error) {
+	jobs := opt.Jobs
+	if jobs <= 0 {
+		jobs = runtime.GOMAXPROCS(0) + 1
+	}
+	memory := opt.MaxMemory
+	if memory <= 0 {
+		memory = defaultMemory
+	}
+	slab := min(maxSlab, max(minSlab, memory/int64(2*jobs)))
+
+	var tensors []*task
+	for i := range p.Tensors {
+		if l.Items[i].Size > 0 {
+			t, err := newTask(&p.Tensors[i], i, slab)
+			if err != nil {
+				return nil, err
+			}
+			tensors = append(tensors, t)
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	work := make(chan piece)
+	g.Go(func() error {
+		defer close(work)
+		for _, t := range tensors {
+			for s := range t.slabs {
+				select {
+				case work <- piece{t, s}:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
+		return nil
+	})
+	for range jobs {
+		g.Go(func() error {
+			var b buffers
+			for pc := range work {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				n, err := pc.task.run(pc.slab, &b, w)
+				if err != nil {
+					return err
+				}
+				if opt.Progress != nil {
+					opt.Progress(n)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var stats []Stats
+	for _, t := range tensors {
+		if len(t.out.Updates) > 0 {
+			stats = append(stats, t.stats())
+		}
+	}
+	return stats, nil
+}
+
+// A piece is one slab of one tensor.
+type piece struct {
+	task *task
+	slab int64
+}
+
+// buffers belong to one worker and are reused for every slab.
+type buffers struct {
+	in, out      []byte
+	w0, w1, back []float32
+}
+
+func grow[T any](b *[]T, n int64) []T {
+	if int64(cap(*b)) < n {
+		*b = make([]T, n)
+	}
+	return (*b)[:n]
+}

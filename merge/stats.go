@@ -1,0 +1,99 @@
+package merge
+
+import (
+	"math"
+
+	"github.com/loratool/loratool/tensor"
+)
+
+// Stats are what a run measured of one updated tensor. W is the base, Δ the update, S the stored result.
+type Stats struct {
+	Tensor    string  `json:"tensor"`
+	Module    string  `json:"module"`
+	Type      string  `json:"type"`
+	Retention float64 `json:"retention"` // ⟨S−W, Δ⟩/⟨Δ, Δ⟩: 1 = the adapter is all there, 0 = rounding ate it
+	Ratio     float64 `json:"ratio"`     // ‖Δ‖/‖W‖
+	Noise     float64 `json:"noise"`     // ‖S−(W+Δ)‖/‖Δ‖
+	Changed   float64 `json:"changed"`   // share of elements whose stored value differs from the base
+	NoEffect  bool    `json:"no_effect"` // Δ is zero
+}
+
+// sums are the partial sums of Stats over some rows.
+type sums struct {
+	dot, delta, base, noise float64
+	changed, n              int64
+}
+
+// add counts rows: w0 is the base, w1 the updated weight, back what the stored bytes decode to.
+func (s *sums) add(w0, w1, back []float32) {
+	w1, back = w1[:len(w0)], back[:len(w0)]
+	var dot, delta, base, noise float64
+	var changed int64
+	for i, w := range w0 {
+		d, e := float64(w1[i])-float64(w), float64(back[i])-float64(w)
+		dot += float64(d * e)
+		delta += float64(d * d)
+		base += float64(float64(w) * float64(w))
+		noise += float64((e - d) * (e - d))
+		if e != 0 {
+			changed++
+		}
+	}
+	s.dot += dot
+	s.delta += delta
+	s.base += base
+	s.noise += noise
+	s.changed += changed
+	s.n += int64(len(w0))
+}
+
+// stats adds the slabs up in order.
+func (t *task) stats() Stats {
+	var all sums
+	for _, s := range t.sums {
+		all.dot += s.dot
+		all.delta += s.delta
+		all.base += s.base
+		all.noise += s.noise
+		all.changed += s.changed
+		all.n += s.n
+	}
+	r := Stats{Tensor: t.out.Name, Module: t.out.Updates[0].Module, Type: tensor.DType(t.out.Type).String(), Retention: 1}
+	switch {
+	case len(t.out.ops) == 0: // replaced as a whole
+	case all.delta == 0:
+		r.NoEffect = true
+	default:
+		r.Retention = all.dot / all.delta
+		r.Ratio = math.Sqrt(all.delta / all.base)
+		r.Noise = math.Sqrt(all.noise / all.delta)
+		r.Changed = float64(all.changed) / float64(all.n)
+	}
+	return r
+}
+
+// overflow returns the index of a value that does not fit the type although the base's did, else -1.
+// Values that round to infinity do not fit; block types scale, so for them only infinities and NaN do not.
+func overflow(w0, w1 []float32, t tensor.DType) int {
+	limit := uint32(0x7f800000)
+	switch t {
+	case tensor.F16:
+		limit = math.Float32bits(65520)
+	case tensor.BF16:
+		limit = 0x7f7f8000
+	}
+	magnitude := func(f float32) uint32 { return math.Float32bits(f) & 0x7fffffff }
+	var top uint32
+	for _, f := range w1 {
+		top = max(top, magnitude(f))
+	}
+	if top < limit {
+		return -1
+	}
+	for i, f := range w1 {
+		if magnitude(f) >= limit && magnitude(w0[i]) < 0x7f800000 {
+			return i
+		}
+	}
+	return -1
+}

@@ -1,0 +1,201 @@
+package merge
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/tensor"
+)
+
+// A task is one tensor on its way from source to output.
+type task struct {
+	out   *Output
+	item  int
+	frame adapter.Frame // rows are whole blocks of both types
+
+	decode, encode quant.Codec
+	inRow, outRow  int64 // bytes of a row
+	slabRows       int64
+	slabs          int64
+
+	load   sync.Once
+	err    error
+	left   atomic.Int64
+	sums   []sums // by slab, added up in order
+	sample int64  // rows between two measured ones
+}
+
+// copyUnit is the row length of a tensor that is copied: any stretch of bytes will do.
+const copyUnit = 4096
+
+func newTask(out *Output, item int, slab int64) (*task, error) {
+	t := &task{out: out, item: item, frame: out.frame}
+	size, err := out.Spec().Bytes()
+	if err != nil {
+		return nil, err
+	}
+	if out.copies() {
+		t.frame = adapter.Frame{Rows: (size + copyUnit - 1) / copyUnit, Cols: copyUnit}
+		t.inRow, t.outRow = copyUnit, copyUnit
+	} else {
+		t.decode, _ = quant.Of(out.source.DType)
+		t.encode, _ = quant.Of(tensor.DType(out.Type))
+		if len(out.ops) == 0 {
+			t.frame = flat(t.frame)
+		}
+		if t.inRow, err = out.source.DType.Bytes(t.frame.Cols); err != nil {
+			return nil, err
+		}
+		if t.outRow, err = tensor.DType(out.Type).Bytes(t.frame.Cols); err != nil {
+			return nil, err
+		}
+		t.sums = make([]sums, 0)
+	}
+	t.slabRows = max(1, slab/max(t.inRow, t.outRow))
+	t.slabs = (t.frame.Rows + t.slabRows - 1) / t.slabRows
+	t.left.Store(t.slabs)
+	if t.sums != nil {
+		t.sums = make([]sums, t.slabs)
+		// A float tensor keeps its update to a rounding, so a part of its rows measures it well enough.
+		t.sample = 1
+		if !tensor.DType(out.Type).IsBlock() && t.frame.Rows >= 1024 {
+			t.sample = 8
+		}
+	}
+	return t, nil
+}
+
+// flat cuts rows into shorter ones where nothing depends on them, so that a slab stays small.
+func flat(f adapter.Frame) adapter.Frame {
+	const unit = 256 // the longest block
+	if n := f.Rows * f.Cols; n%unit == 0 && f.Cols > unit {
+		return adapter.Frame{Rows: n / unit, Cols: unit}
+	}
+	return f
+}
+
+// run processes one slab and returns the number of bytes it wrote.
+func (t *task) run(slab int64, b *buffers, w Writer) (int64, error) {
+	first := slab * t.slabRows
+	n := min(t.slabRows, t.frame.Rows-first)
+	if t.out.copies() {
+		return t.copy(first*copyUnit, n*copyUnit, b, w)
+	}
+	if err := t.prepare(); err != nil {
+		return 0, err
+	}
+	in := grow(&b.in, n*t.inRow)
+	if _, err := t.out.source.ReadAt(in, first*t.inRow); err != nil {
+		return 0, t.fault(err)
+	}
+	out := grow(&b.out, n*t.outRow)
+	if err := t.transform(in, out, first, n, b, &t.sums[slab]); err != nil {
+		return 0, err
+	}
+	if err := w.WriteAt(t.item, out, first*t.outRow); err != nil {
+		return 0, err
+	}
+	if t.left.Add(-1) == 0 {
+		for _, op := range t.out.ops {
+			op.Release()
+		}
+	}
+	return int64(len(out)), nil
+}
+
+func (t *task) copy(off, n int64, b *buffers, w Writer) (int64, error) {
+	n = min(n, t.out.source.Size-off)
+	in := grow(&b.in, n)
+	if _, err := t.out.source.ReadAt(in, off); err != nil {
+		return 0, t.fault(err)
+	}
+	return n, w.WriteAt(t.item, in, off)
+}
+
+func (t *task) fault(err error) error { return fmt.Errorf("reading the base: %w", err) }
+
+// group is the number of elements worked on at once, so that three float32 copies stay in the cache.
+const group = 32 << 10
+
+// transform decodes, updates and encodes n rows, a few at a time.
+func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) error {
+	rows := max(1, group/t.frame.Cols)
+	if rows > 4 {
+		rows &^= 3
+	}
+	cols := t.frame.Cols
+	w0, w1, back := grow(&b.w0, rows*cols), grow(&b.w1, rows*cols), grow(&b.back, rows*cols)
+	for r := int64(0); r < n; r += rows {
+		k := min(rows, n-r)
+		w0, w1 := w0[:k*cols], w1[:k*cols]
+		src, dst := in[r*t.inRow:(r+k)*t.inRow], out[r*t.outRow:(r+k)*t.outRow]
+		t.decode.Decode(w0, src)
+		copy(w1, w0)
+		for _, op := range t.out.ops {
+			op.Apply(w1, first+r)
+		}
+		if i := overflow(w0, w1, tensor.DType(t.out.Type)); i >= 0 {
+			return finding.Errorf("numeric.overflow", "", "the updated value %g at row %d does not fit %s", w1[i], first+r+int64(i)/cols, tensor.DType(t.out.Type)).
+				In(t.out.Name).Hinted("the adapter is broken, its scale is wrong, or the type is too narrow (--dtype f32)")
+		}
+		if err := t.encode.Encode(dst, w1); err != nil {
+			return finding.Errorf("numeric.encode", "", "row %d: %v", first+r, err).In(t.out.Name)
+		}
+		if len(t.out.ops) == 0 {
+			continue
+		}
+		for i := range k {
+			if row := first + r + i; row%t.sample == 0 {
+				a, z := i*cols, (i+1)*cols
+				t.encode.Decode(back[a:z], dst[i*t.outRow:(i+1)*t.outRow])
+				s.add(w0[a:z], w1[a:z], back[a:z])
+			}
+		}
+	}
+	return nil
+}
+
+// prepare loads the ops once, and lets those that depend on whole columns see the matrix.
+func (t *task) prepare() error {
+	t.load.Do(func() {
+		for i, op := range t.out.ops {
+			if t.err = op.Load(); t.err != nil {
+				return
+			}
+			if op.Columns() {
+				if t.err = op.Prepare(t.reader(t.out.ops[:i])); t.err != nil {
+					return
+				}
+			}
+		}
+	})
+	return t.err
+}
+
+// reader hands out all rows in order with some ops applied.
+func (t *task) reader(ops []adapter.Op) func() ([]float32, int64, error) {
+	var next int64
+	rows := max(1, 4*group/t.frame.Cols)
+	in, w := make([]byte, rows*t.inRow), make([]float32, rows*t.frame.Cols)
+	return func() ([]float32, int64, error) {
+		first := next
+		n := min(rows, t.frame.Rows-first)
+		if n <= 0 {
+			return nil, first, nil
+		}
+		next += n
+		if _, err := t.out.source.ReadAt(in[:n*t.inRow], first*t.inRow); err != nil {
+			return nil, 0, t.fault(err)
+		}
+		w := w[:n*t.frame.Cols]
+		t.decode.Decode(w, in[:n*t.inRow])
+		for _, op := range ops {
+			op.Apply(w, first)
+		}
+		return w, first, nil
+	}
+}
