@@ -1,0 +1,107 @@
+// Package quant converts stored elements to and from float32: the plain floating-point types and all
+// block types of ggml. Decoding is exact, or one rounding for F64. Block types give the bytes and the
+// floats of the reference, ggml 0.25.1 built without contraction: every operation is float32, in the
+// reference's order, and rounded on its own.
+package quant
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/tensor"
+)
+
+// A Codec converts one storage type. The zero Codec is of no use; get one from Of.
+type Codec struct {
+	dtype  tensor.DType
+	decode func(dst []float32, src []byte)
+	encode func(dst []byte, src []float32) error
+}
+
+// Of returns the codec of a type, or false for types that hold no numbers of this kind: integers,
+// packed sub-byte floats, and the types ggml keeps for activations.
+func Of(d tensor.DType) (Codec, bool) {
+	if int(d) >= len(codecs) || codecs[d].decode == nil {
+		return Codec{}, false
+	}
+	c := codecs[d]
+	c.dtype = d
+	return c, true
+}
+
+// DType is the type the codec converts.
+func (c Codec) DType() tensor.DType { return c.dtype }
+
+// CanEncode reports whether Encode works for the type without further data.
+func (c Codec) CanEncode() bool { return c.encode != nil }
+
+// Decode converts whole blocks to float32. src holds exactly the bytes of len(dst) elements; other
+// lengths are a mistake of the caller and panic.
+func (c Codec) Decode(dst []float32, src []byte) {
+	if err := c.fits(len(src), len(dst)); err != nil {
+		panic("quant: " + err.Error())
+	}
+	c.decode(dst, src)
+}
+
+// Encode converts float32 to whole blocks; dst holds exactly the bytes of len(src) elements. Rows may
+// be encoded together or one by one, the bytes are the same.
+//
+// Plain types follow IEEE and torch: values that do not fit become an infinity, or NaN where the type
+// has none. Block types cannot hold what is not finite: a block with such a value
+// (quant.nonfinite_value), or whose scale overflows its type (quant.scale_overflow), is an error, a
+// *finding.Finding without file and tensor, and leaves dst undefined.
+func (c Codec) Encode(dst []byte, src []float32) error {
+	if c.encode == nil {
+		return finding.Errorf("quant.no_encoder", "", "type %s cannot be written", c.dtype)
+	}
+	if err := c.fits(len(dst), len(src)); err != nil {
+		return err
+	}
+	return c.encode(dst, src)
+}
+
+func (c Codec) fits(bytes, elements int) error {
+	n, err := c.dtype.Bytes(int64(elements))
+	if err == nil && n != int64(bytes) {
+		err = fmt.Errorf("%d bytes for %d elements of %s, which take %d", bytes, elements, c.dtype, n)
+	}
+	return err
+}
+
+var codecs = [...]Codec{
+	tensor.F32:        {decode: decodeF32, encode: encodeF32},
+	tensor.F16:        {decode: decodeF16, encode: encodeF16},
+	tensor.BF16:       {decode: decodeBF16, encode: encodeBF16},
+	tensor.F64:        {decode: decodeF64, encode: encodeF64},
+	tensor.F8E4M3:     {decode: e4m3.decode, encode: e4m3.encode},
+	tensor.F8E5M2:     {decode: e5m2.decode, encode: e5m2.encode},
+	tensor.F8E4M3FNUZ: {decode: e4m3fnuz.decode, encode: e4m3fnuz.encode},
+	tensor.F8E5M2FNUZ: {decode: e5m2fnuz.decode, encode: e5m2fnuz.encode},
+
+	tensor.Q4_0:    {decode: blocks(32, 18, decodeQ4_0), encode: toBlocks(32, 18, encodeQ4_0)},
+	tensor.Q4_1:    {decode: blocks(32, 20, decodeQ4_1), encode: toBlocks(32, 20, encodeQ4_1)},
+	tensor.Q5_0:    {decode: blocks(32, 22, decodeQ5_0), encode: toBlocks(32, 22, encodeQ5_0)},
+	tensor.Q5_1:    {decode: blocks(32, 24, decodeQ5_1), encode: toBlocks(32, 24, encodeQ5_1)},
+	tensor.Q8_0:    {decode: blocks(32, 34, decodeQ8_0), encode: toBlocks(32, 34, encodeQ8_0)},
+	tensor.Q2_K:    {decode: blocks(256, 84, decodeQ2_K)},
+	tensor.Q3_K:    {decode: blocks(256, 110, decodeQ3_K)},
+	tensor.Q4_K:    {decode: blocks(256, 144, decodeQ4_K)},
+	tensor.Q5_K:    {decode: blocks(256, 176, decodeQ5_K)},
+	tensor.Q6_K:    {decode: blocks(256, 210, decodeQ6_K)},
+	tensor.IQ1_S:   {decode: blocks(256, 50, decodeIQ1_S)},
+	tensor.IQ1_M:   {decode: blocks(256, 56, decodeIQ1_M)},
+	tensor.IQ2_XXS: {decode: blocks(256, 66, decodeIQ2_XXS)},
+	tensor.IQ2_XS:  {decode: blocks(256, 74, decodeIQ2_XS)},
+	tensor.IQ2_S:   {decode: blocks(256, 82, decodeIQ2_S)},
+	tensor.IQ3_XXS: {decode: blocks(256, 98, decodeIQ3_XXS)},
+	tensor.IQ3_S:   {decode: blocks(256, 110, decodeIQ3_S)},
+	tensor.IQ4_NL:  {decode: blocks(32, 18, decodeIQ4_NL), encode: toBlocks(32, 18, encodeIQ4_NL)},
+	tensor.IQ4_XS:  {decode: blocks(256, 136, decodeIQ4_XS)},
+	tensor.TQ1_0:   {decode: blocks(256, 54, decodeTQ1_0), encode: toBlocks(256, 54, encodeTQ1_0)},
+	tensor.TQ2_0:   {decode: blocks(256, 66, decodeTQ2_0), encode: toBlocks(256, 66, encodeTQ2_0)},
+	tensor.MXFP4:   {decode: blocks(32, 17, decodeMXFP4), encode: toBlocks(32, 17, encodeMXFP4)},
+	tensor.NVFP4:   {decode: blocks(64, 36, decodeNVFP4), encode: toBlocks(64, 36, encodeNVFP4)},
+	tensor.Q1_0:    {decode: blocks(128, 18, decodeQ1_0), encode: toBlocks(128, 18, encodeQ1_0)},
+	tensor.Q2_0:    {decode: blocks(64, 18, decodeQ2_0), encode: toBlocks(64, 18, encodeQ2_0)},
+}

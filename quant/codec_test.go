@@ -1,0 +1,266 @@
+package quant
+
+import (
+	"encoding/binary"
+	"math"
+	"os"
+	"testing"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/tensor"
+)
+
+var float8Types = []tensor.DType{tensor.F8E4M3, tensor.F8E5M2, tensor.F8E4M3FNUZ, tensor.F8E5M2FNUZ}
+
+func mustRead(t *testing.T, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func mustOf(t *testing.T, d tensor.DType) Codec {
+	t.Helper()
+	c, ok := Of(d)
+	if !ok {
+		t.Fatalf("no codec for %s", d)
+	}
+	return c
+}
+
+func TestFloat8Decode(t *testing.T) {
+	want := floats(mustRead(t, "testdata/float8/values.f32"))
+	codes := make([]byte, 256)
+	for i := range codes {
+		codes[i] = byte(i)
+	}
+	for i, d := range float8Types {
+		got := make([]float32, 256)
+		mustOf(t, d).Decode(got, codes)
+		sameFloats(t, d.String(), got, want[256*i:][:256])
+	}
+}
+
+func TestFloat8Encode(t *testing.T) {
+	var src []float32
+	for _, sign := range []uint32{0, 1 << 8} {
+		exponents := []uint32{0, 1}
+		for e := uint32(96); e <= 148; e++ {
+			exponents = append(exponents, e)
+		}
+		for _, e := range append(exponents, 254, 255) {
+			for _, m := range []uint32{0, 1, 0x0fffff, 0x080000, 0x080001, 0x100000, 0x17ffff, 0x180000, 0x1fffff, 0x200000, 0x280000,
+				0x300000, 0x3fffff, 0x400000, 0x500000, 0x600000, 0x6fffff, 0x700000, 0x700001, 0x780000, 0x7fffff} {
+				src = append(src, math.Float32frombits((sign|e)<<23|m))
+			}
+		}
+	}
+	want := mustRead(t, "testdata/float8/encoded.bin")
+	if len(want) != 4*len(src) {
+		t.Fatalf("%d golden codes for %d values", len(want), len(src))
+	}
+	for i, d := range float8Types {
+		got, c := make([]byte, len(src)), mustOf(t, d)
+		if err := c.Encode(got, src); err != nil {
+			t.Fatal(err)
+		}
+		value := make([]float32, 2)
+		for j, code := range got {
+			w := want[i*len(src)+j]
+			c.Decode(value, []byte{code, w})
+			if bothNaN := value[0] != value[0] && value[1] != value[1]; code != w && !bothNaN {
+				t.Errorf("%s: %v (%#08x) encodes to %#02x, want %#02x", d, src[j], math.Float32bits(src[j]), code, w)
+			}
+		}
+	}
+}
+
+// What torch makes of overflow: NaN where there is no infinity, never the largest finite value.
+func TestFloat8Overflow(t *testing.T) {
+	inf := float32(math.Inf(1))
+	for _, c := range []struct {
+		dtype tensor.DType
+		in    float32
+		want  byte
+	}{
+		{tensor.F8E4M3, 448, 0x7e}, {tensor.F8E4M3, 464, 0x7e}, {tensor.F8E4M3, 464.5, 0x7f}, {tensor.F8E4M3, -inf, 0xff},
+		{tensor.F8E5M2, 57344, 0x7b}, {tensor.F8E5M2, 61440, 0x7c}, {tensor.F8E5M2, -inf, 0xfc},
+		{tensor.F8E4M3FNUZ, 240, 0x7f}, {tensor.F8E4M3FNUZ, 248, 0x80}, {tensor.F8E4M3FNUZ, float32(math.Copysign(0, -1)), 0},
+		{tensor.F8E5M2FNUZ, 57344, 0x7f}, {tensor.F8E5M2FNUZ, 61440, 0x80}, {tensor.F8E5M2FNUZ, -1e-30, 0},
+	} {
+		var got [1]byte
+		if err := mustOf(t, c.dtype).Encode(got[:], []float32{c.in}); err != nil || got[0] != c.want {
+			t.Errorf("%s: %v encodes to %#02x (%v), want %#02x", c.dtype, c.in, got[0], err, c.want)
+		}
+	}
+}
+
+func TestF64RoundsOnce(t *testing.T) {
+	c := mustOf(t, tensor.F64)
+	for in, want := range map[float64]float32{
+		1 + 0x1p-24:           1,
+		1 + 0x1p-24 + 0x1p-52: 1 + 0x1p-23,
+		0x1.fffffefffffffp127: math.MaxFloat32,
+		0x1.ffffffp127:        float32(math.Inf(1)),
+		0x1p-150:              0,
+		-0x1.8p-149:           -0x1p-148,
+	} {
+		src, got := make([]byte, 8), make([]float32, 1)
+		binary.LittleEndian.PutUint64(src, math.Float64bits(in))
+		if c.Decode(got, src); got[0] != want {
+			t.Errorf("%x decodes to %x, want %x", in, got[0], want)
+		}
+		if err := c.Encode(src, []float32{want}); err != nil || math.Float64frombits(binary.LittleEndian.Uint64(src)) != float64(want) {
+			t.Errorf("%x does not come back (%v)", want, err)
+		}
+	}
+}
+
+// TestEncodeDecodeIsStable: what was decoded encodes to the same bytes again for the plain types.
+func TestEncodeDecodeIsStable(t *testing.T) {
+	codes := make([]byte, 2<<16)
+	for i := range 1 << 16 {
+		binary.LittleEndian.PutUint16(codes[2*i:], uint16(i))
+	}
+	for _, d := range append([]tensor.DType{tensor.F16, tensor.BF16, tensor.F32}, float8Types...) {
+		c := mustOf(t, d)
+		values := make([]float32, len(codes)/d.BlockBytes())
+		c.Decode(values, codes)
+		again := make([]byte, len(codes))
+		if err := c.Encode(again, values); err != nil {
+			t.Fatal(err)
+		}
+		back := make([]float32, len(values))
+		c.Decode(back, again)
+		sameFloats(t, d.String(), back, values)
+	}
+}
+
+func TestBlockTypesRefuseNonFinite(t *testing.T) {
+	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
+		for d := tensor.Q4_0; d <= tensor.Q2_0; d++ {
+			c, ok := Of(d)
+			if !ok || !c.CanEncode() {
+				continue
+			}
+			x := make([]float32, 2*d.BlockLen())
+			x[d.BlockLen()+3] = bad
+			f := finding.Of(c.Encode(make([]byte, 2*d.BlockBytes()), x))
+			if f == nil || f.Code != "quant.nonfinite_value" {
+				t.Errorf("%s: %v gives %v", d, bad, f)
+			}
+		}
+	}
+}
+
+func TestScaleOverflow(t *testing.T) {
+	for _, c := range []struct {
+		dtype tensor.DType
+		top   float32 // the largest magnitude that still fits
+	}{
+		{tensor.Q8_0, 127 * 65519}, {tensor.Q4_0, 8 * 65519}, {tensor.Q5_0, 16 * 65519}, {tensor.TQ1_0, 65519}, {tensor.TQ2_0, 65519},
+		{tensor.Q2_0, 65519}, {tensor.Q4_1, 65519}, {tensor.Q5_1, 65519},
+	} {
+		codec := mustOf(t, c.dtype)
+		x, out := make([]float32, c.dtype.BlockLen()), make([]byte, c.dtype.BlockBytes())
+		x[5] = -c.top
+		if err := codec.Encode(out, x); err != nil {
+			t.Errorf("%s: %v is refused: %v", c.dtype, x[5], err)
+		}
+		x[5] *= 1.0001
+		if f := finding.Of(codec.Encode(out, x)); f == nil || f.Code != "quant.scale_overflow" {
+			t.Errorf("%s: %v gives %v", c.dtype, x[5], f)
+		}
+	}
+}
+
+func TestLengths(t *testing.T) {
+	c := mustOf(t, tensor.Q8_0)
+	if err := c.Encode(make([]byte, 33), make([]float32, 32)); err == nil {
+		t.Error("33 bytes were taken for a block of 34")
+	}
+	if err := c.Encode(make([]byte, 34), make([]float32, 31)); err == nil {
+		t.Error("31 values were taken for a block")
+	}
+	if err := c.Encode(nil, nil); err != nil {
+		t.Errorf("nothing: %v", err)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("Decode took half a block")
+		}
+	}()
+	c.Decode(make([]float32, 32), make([]byte, 17))
+}
+
+func TestNoCodec(t *testing.T) {
+	for _, d := range []tensor.DType{tensor.Invalid, tensor.I8, tensor.U64, tensor.F4, tensor.String, tensor.Q8_1, tensor.Q8_K, 255} {
+		if _, ok := Of(d); ok {
+			t.Errorf("type %s has a codec", d)
+		}
+	}
+	if f := finding.Of(mustOf(t, tensor.IQ2_XXS).Encode(make([]byte, 66), make([]float32, 256))); f == nil || f.Code != "quant.no_encoder" {
+		t.Errorf("IQ2_XXS: %v", f)
+	}
+}
+
+// FuzzDecode feeds any bytes to every block decoder: none may panic, and elements stay independent
+// of the blocks around them.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte("seed"))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x7c, 0x00})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) == 0 {
+			return
+		}
+		for d := tensor.Q4_0; d <= tensor.Q2_0; d++ {
+			c, ok := Of(d)
+			if !ok {
+				continue
+			}
+			src := make([]byte, 2*d.BlockBytes())
+			for i := range src {
+				src[i] = data[i%len(data)]
+			}
+			both, second := make([]float32, 2*d.BlockLen()), make([]float32, d.BlockLen())
+			c.Decode(both, src)
+			c.Decode(second, src[d.BlockBytes():])
+			sameFloats(t, d.String(), both[d.BlockLen():], second)
+		}
+	})
+}
+
+func BenchmarkCodec(b *testing.B) {
+	const n = 1 << 14
+	x, y := make([]float32, n), make([]float32, n)
+	state := uint32(1)
+	for i := range x {
+		state = state*1664525 + 1013904223
+		x[i] = float32(int32(state)) * 1e-11
+	}
+	for d := tensor.F16; d <= tensor.Q2_0; d++ {
+		c, ok := Of(d)
+		if !ok {
+			continue
+		}
+		data := make([]byte, n/d.BlockLen()*d.BlockBytes())
+		if c.CanEncode() {
+			b.Run("encode/"+d.String(), func(b *testing.B) {
+				b.SetBytes(4 * n)
+				for b.Loop() {
+					if err := c.Encode(data, x); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+		b.Run("decode/"+d.String(), func(b *testing.B) {
+			b.SetBytes(4 * n)
+			for b.Loop() {
+				c.Decode(y, data)
+			}
+		})
+	}
+}

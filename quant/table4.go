@@ -1,0 +1,157 @@
+package quant
+
+import "math"
+
+// Types whose four-bit codes are looked up in a table of 16 values: IQ4, MXFP4 and NVFP4.
+
+// nonLinear are the levels of the IQ4 types, denser around zero.
+var nonLinear = [16]float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+
+// twiceE2M1 are the values of a four-bit float (E2M1), times two. Code 8 is plain zero.
+var twiceE2M1 = [16]float32{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+
+// lookUp decodes codes in split halves: the low nibbles come first, the high ones len(q) later.
+func lookUp(y []float32, q []byte, scale float32, table *[16]float32) {
+	for i, c := range q {
+		y[i] = table[c&15] * scale
+		y[i+len(q)] = table[c>>4] * scale
+	}
+}
+
+func decodeIQ4_NL(y []float32, b []byte) { lookUp(y, b[2:18], half(b), &nonLinear) }
+
+// encodeIQ4_NL tries 16 scales around the one that maps the largest value to the end of the table and
+// keeps the one that fits best with weights x².
+func encodeIQ4_NL(b []byte, x []float32) bool {
+	const tries, smallest = 7, 1e-15
+	amax, top := largest(x)
+	if amax < smallest {
+		putNearest(b[2:], x, 0)
+		return putHalf(b, 0)
+	}
+	fit := func(id float32) (xq, qq float32) {
+		for _, v := range x {
+			w, q := float32(v*v), nonLinear[nearestNonLinear(float32(id*v))]
+			wq := float32(w * q)
+			xq += float32(wq * v)
+			qq += float32(wq * q)
+		}
+		return xq, qq
+	}
+	xq, qq := fit(1 / (-top / nonLinear[0]))
+	d := xq / qq
+	best := float32(d * xq)
+	for try := -tries; try <= tries; try++ {
+		xq, qq = fit((float32(try) + nonLinear[0]) / top)
+		if qq > 0 && float32(xq*xq) > float32(best*qq) {
+			d = xq / qq
+			best = float32(d * xq)
+		}
+	}
+	putNearest(b[2:], x, inverse(d))
+	return putHalf(b, d)
+}
+
+func putNearest(b []byte, x []float32, id float32) {
+	for i := range 16 {
+		b[i] = nearestNonLinear(float32(id*x[i])) | nearestNonLinear(float32(id*x[i+16]))<<4
+	}
+}
+
+// nearestNonLinear is the code of the level nearest to v; the upper one on a tie.
+func nearestNonLinear(v float32) byte {
+	if v <= nonLinear[0] {
+		return 0
+	}
+	for i := 1; i < 16; i++ {
+		if v < nonLinear[i] {
+			if v-nonLinear[i-1] < nonLinear[i]-v {
+				return byte(i - 1)
+			}
+			return byte(i)
+		}
+	}
+	return 15
+}
+
+func decodeMXFP4(y []float32, b []byte) { lookUp(y, b[1:17], halfPower(b[0]), &twiceE2M1) }
+
+// halfPower is 2^(e-128), which is half of what the exponent byte of MXFP4 stands for.
+func halfPower(e byte) float32 {
+	if e < 2 {
+		return math.Float32frombits(0x00200000 << e)
+	}
+	return math.Float32frombits(uint32(e-1) << 23)
+}
+
+func encodeMXFP4(b []byte, x []float32) bool {
+	amax := magnitude(x)
+	b[0] = 0
+	if amax > 0 {
+		// The logarithm is rounded to float32 first, so values just below a power of two count as it.
+		b[0] = byte(int32(math.Floor(float64(float32(math.Log2(float64(amax)))))) - 2 + 127)
+	}
+	putFours(b[1:], x, halfPower(b[0]))
+	return true
+}
+
+func decodeNVFP4(y []float32, b []byte) {
+	for s := range 4 {
+		lookUp(y[16*s:], b[4+8*s:][:8], 0.5*ue4m3(b[s]), &twiceE2M1)
+	}
+}
+
+func encodeNVFP4(b []byte, x []float32) bool {
+	for s := range 4 {
+		sub := x[16*s:][:16]
+		b[s] = toUE4M3(magnitude(sub) / 6)
+		putFours(b[4+8*s:][:8], sub, 0.5*ue4m3(b[s]))
+	}
+	return true
+}
+
+// putFours stores the codes of the nearest values, in split halves. The first of equals wins.
+func putFours(b []byte, x []float32, scale float32) {
+	code := func(v float32) byte {
+		best, distance := 0, abs(float32(twiceE2M1[0]*scale)-v)
+		for i, k := range twiceE2M1 {
+			if e := abs(float32(k*scale) - v); e < distance {
+				best, distance = i, e
+			}
+		}
+		return byte(best)
+	}
+	for i := range len(x) / 2 {
+		b[i] = code(x[i]) | code(x[i+len(x)/2])<<4
+	}
+}
+
+// ue4m3 is the value of the unsigned scale of NVFP4.
+func ue4m3(c byte) float32 {
+	if c == 0x7f {
+		return 0
+	}
+	return e4m3.values[c&0x7f]
+}
+
+// toUE4M3 rounds a scale to NVFP4's, a half upwards, and stops at the largest.
+func toUE4M3(f float32) byte {
+	u := math.Float32bits(f)
+	exponent, fraction := int(u>>23)-127+7, u>>20&7
+	switch {
+	case !(f > 0):
+		return 0
+	case exponent <= 0:
+		return byte(min(7, int(float32(f*512)+0.5)))
+	case exponent >= 15:
+		return 0x7e
+	}
+	fraction += u >> 19 & 1
+	if fraction == 8 {
+		fraction, exponent = 0, exponent+1
+		if exponent >= 15 {
+			return 0x7e
+		}
+	}
+	return byte(exponent)<<3 | byte(fraction)
+}
