@@ -1,0 +1,7 @@
+//go:build cgo && !noort
+
+package onnxruntime
+
+// systemLibrary finds nothing: Windows has an onnxruntime.dll of its own in the system folder, and it
+// is too old.
+func systemLibrary(string) (string, bool) { return "", false }
