@@ -35,6 +35,34 @@ type Place struct {
 	Expert, Experts int64
 	// Rule says how the place was found, for reports: "name", "node path", "content".
 	Rule string
+
+	// Run > 0: the place holds only some of the canonical rows. Run i of Run rows starts at canonical row
+	// First + i·Step; the runs follow one another and fill the rows [RowOffset, RowOffset+Rows) of the
+	// tensor (a projection that the base regroups, interleaves or splits over several tensors). Rows is
+	// set, a multiple of Run.
+	First, Run, Step int64
+	// Matrices > 0: the parameter itself is a stack of Matrices matrices, and the place holds only its
+	// matrix number Matrix (a base that stores each expert on its own).
+	Matrix, Matrices int64
+	// Uses is how many node inputs of an ONNX graph read the tensor, and Node the index of the node whose
+	// operator gave this place its orientation. Uses > 1: changing the tensor changes other modules too.
+	// 0 outside ONNX.
+	Uses, Node int
+}
+
+// Canonical is the canonical row that row RowOffset+i of the place's tensor (or of its matrix in a
+// stack) holds, where the place fills rows rows: the whole output axis, or Rows where that is set.
+// The factor B of a low-rank update is carried to the base by gathering its rows in this order.
+func (p Place) Canonical(i, rows int64) int64 {
+	if p.Heads > 0 {
+		d := rows / p.Heads
+		h, j := i/d, i%d
+		i = h*d + j%2*(d/2) + j/2
+	}
+	if p.Run > 0 {
+		i = p.First + i/p.Run*p.Step + i%p.Run
+	}
+	return i
 }
 
 // RotaryRow is the stored row of canonical row i of rows, for a Place with heads.
@@ -55,10 +83,14 @@ type Resolver interface {
 type NotFound struct {
 	Module, Param string
 	Nearest       []string // at most three stored names, nearest first
+	Reason        string   // what is known of the cause, "" if nothing
 }
 
 func (e *NotFound) Error() string {
-	s := fmt.Sprintf("the base has no tensor for %q", e.Module+"."+e.Param)
+	s := fmt.Sprintf("the base has no tensor for %q", join(e.Module, e.Param))
+	if e.Reason != "" {
+		s += ": " + e.Reason
+	}
 	for i, n := range e.Nearest {
 		if i == 0 {
 			s += "; nearest: "
