@@ -1,0 +1,423 @@
+package gguf
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/tensor"
+)
+
+// corpus returns a folder of the test corpora.
+func corpus(t *testing.T, dir string) string {
+	t.Helper()
+	root := os.Getenv("LORATOOL_CORPUS")
+	if root == "" {
+		t.Skip("LORATOOL_CORPUS is not set")
+	}
+	return filepath.Join(root, dir)
+}
+
+func readJSON(t *testing.T, path string, to any) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hash(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:])
+}
+
+// latin1 decodes the names of the manifests, whose characters stand for bytes.
+func latin1(s string) string {
+	b := make([]byte, 0, len(s))
+	for _, r := range s {
+		b = append(b, byte(r))
+	}
+	return string(b)
+}
+
+// allocations is the largest factor k in k·size + 64 KiB that opening a file may allocate.
+const allocations = 24
+
+func TestBadInputs(t *testing.T) {
+	dir := corpus(t, "badinputs/gguf")
+	var manifest struct {
+		Cases []struct {
+			File, Level, Expect, Reason, SHA256 string
+			Size                                int64
+			Tensors                             map[string]struct {
+				Type   int
+				NE     []int64
+				SHA256 string
+			}
+		}
+	}
+	readJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
+	if len(manifest.Cases) == 0 {
+		t.Fatal("no cases")
+	}
+	for _, c := range manifest.Cases {
+		t.Run(c.File, func(t *testing.T) {
+			path := filepath.Join(dir, c.File)
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if hash(raw) != c.SHA256 {
+				t.Fatal("the case is damaged")
+			}
+			var before, after runtime.MemStats
+			type result struct {
+				m   *Model
+				err error
+			}
+			done := make(chan result, 1)
+			runtime.ReadMemStats(&before)
+			go func() {
+				m, err := Open(path)
+				done <- result{m, err}
+			}()
+			var r result
+			select {
+			case r = <-done:
+			case <-time.After(time.Second):
+				t.Fatal("no answer in a second")
+			}
+			runtime.ReadMemStats(&after)
+			if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(allocations*c.Size+64<<10); got > limit {
+				t.Errorf("allocated %d bytes for a file of %d, more than %d", got, c.Size, limit)
+			}
+			expect, reason := c.Expect, "container."+c.Reason
+			if c.Level == "semantic" {
+				expect, reason = "accept", ""
+			}
+			if expect == "reject" {
+				if r.err == nil {
+					t.Fatal("accepted")
+				}
+				f := finding.Of(r.err)
+				if f == nil || f.Code != reason || f.Level != finding.Error || f.File != path {
+					t.Fatalf("got %v, want %s", r.err, reason)
+				}
+				if strings.ContainsFunc(r.err.Error(), func(c rune) bool { return !unicode.IsPrint(c) }) {
+					t.Errorf("%q is not one line of printable characters", r.err)
+				}
+				return
+			}
+			if r.err != nil {
+				t.Fatal(r.err)
+			}
+			defer r.m.Close()
+			found := false
+			for _, f := range r.m.Findings() {
+				if f.Level == finding.Error {
+					t.Errorf("finding of level error: %v", f.Error())
+				}
+				found = found || f.Code == reason && f.Level == finding.Warning
+			}
+			if expect == "warn" && !found {
+				t.Errorf("no warning %s among %v", reason, r.m.Findings())
+			}
+			if c.Tensors == nil {
+				return
+			}
+			if len(r.m.Tensors()) != len(c.Tensors) {
+				t.Errorf("%d tensors, want %d", len(r.m.Tensors()), len(c.Tensors))
+			}
+			for name, want := range c.Tensors {
+				i := slices.IndexFunc(r.m.Tensors(), func(x tensor.Tensor) bool { return x.Name == latin1(name) })
+				if i < 0 {
+					t.Errorf("no tensor %q", name)
+					continue
+				}
+				x := r.m.Tensors()[i]
+				ne := slices.Clone([]int64(x.Shape))
+				slices.Reverse(ne)
+				data, err := x.Read()
+				if err != nil {
+					t.Error(err)
+				}
+				if x.DType != byID[want.Type] || !slices.Equal(ne, want.NE) || hash(data) != want.SHA256 {
+					t.Errorf("tensor %q: %s %v differs from the manifest", name, x.DType, ne)
+				}
+			}
+		})
+	}
+}
+
+// specs returns what a layout needs of tensors.
+func specs(ts []tensor.Tensor) []tensor.Spec {
+	ss := make([]tensor.Spec, len(ts))
+	for i := range ts {
+		ss[i] = ts[i].Spec
+	}
+	return ss
+}
+
+// assemble makes the files of a layout in memory, with the tensors' data.
+func assemble(t testing.TB, l *layout.Layout, ts []tensor.Tensor) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	for _, f := range l.Files {
+		b := make([]byte, f.Size)
+		for _, s := range f.Spans {
+			if _, err := s.Src.ReadAt(b[s.Off:][:s.Len], s.SrcOff); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files[f.Name] = b
+	}
+	if len(l.Items) != len(ts) {
+		t.Fatalf("%d places for %d tensors", len(l.Items), len(ts))
+	}
+	for i, p := range l.Items {
+		data, err := ts[i].Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if int64(len(data)) != p.Size {
+			t.Fatalf("%s: place of %d bytes for %d", ts[i].Name, p.Size, len(data))
+		}
+		if p.Swap != nil {
+			p.Swap(data)
+		}
+		copy(files[l.Files[p.File].Name][p.Off:][:p.Size], data)
+	}
+	return files
+}
+
+// relay writes a model again.
+func relay(t testing.TB, m *Model, h Header, opt layout.Options) map[string][]byte {
+	t.Helper()
+	l, err := NewLayout(h, specs(m.Tensors()), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return assemble(t, l, m.Tensors())
+}
+
+// Files that readers accept but that are not as a writer makes them: what writing changes.
+var notCanonical = map[string]func([]byte) []byte{
+	"container.missing_final_padding": func(b []byte) []byte { return append(b, make([]byte, -len(b)&31)...) },
+	"container.trailing_bytes":        func(b []byte) []byte { return b[:len(b)&^31] },
+}
+
+func TestRelayoutIsIdentical(t *testing.T) {
+	root := corpus(t, "")
+	n := 0
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".gguf") {
+			return err
+		}
+		m, err := Open(path)
+		if err != nil {
+			if !strings.Contains(path, "badinputs") && !strings.HasSuffix(path, "align64-peer-Q4_0.gguf") {
+				t.Error(err)
+			}
+			return nil
+		}
+		defer m.Close()
+		want, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, f := range m.Findings() {
+			if f.Code == "container.name_too_long" {
+				_, err := m.Layout(specs(m.Tensors()), layout.Options{Name: "out.gguf"})
+				if got := finding.Of(err); got == nil || got.Code != f.Code {
+					t.Errorf("%s: writing gave %v", path, err)
+				}
+				return nil
+			}
+			if change := notCanonical[f.Code]; change != nil {
+				want = change(want)
+			}
+		}
+		if got := relay(t, m, m.Header(), layout.Options{Name: "out.gguf"})["out.gguf"]; !bytes.Equal(got, want) {
+			t.Errorf("%s: written again as %d other bytes instead of %d", path, len(got), len(want))
+		}
+		n++
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n < 80 {
+		t.Errorf("only %d files", n)
+	}
+	t.Logf("%d files", n)
+}
+
+// The peer copies general.alignment = 64 but lays out with 32, and cannot read its own file.
+func TestDeclaredAlignment(t *testing.T) {
+	dir := corpus(t, "gguf-files")
+	if _, err := Open(filepath.Join(dir, "align64-peer-Q4_0.gguf")); finding.Of(err) == nil {
+		t.Errorf("the peer's wrong file: %v", err)
+	}
+	from, err := Open(filepath.Join(dir, "align64-f16.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	right, err := Open(filepath.Join(dir, "align64-right-Q4_0.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer right.Close()
+	// What quantizing does to the metadata: two keys move to the end.
+	h := from.Header()
+	h.KeepDims = false
+	h.KVs.SetLast("general.quantization_version", Of(uint32(2)))
+	h.KVs.SetLast("general.file_type", Of(uint32(2)))
+	l, err := NewLayout(h, specs(right.Tensors()), layout.Options{Name: "q.gguf"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(filepath.Join(dir, "align64-right-Q4_0.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := assemble(t, l, right.Tensors())["q.gguf"]; !bytes.Equal(got, want) {
+		t.Errorf("%d bytes differ from the %d expected", len(got), len(want))
+	}
+	for i, p := range l.Items {
+		if p.Off%64 != 0 || p.Off != right.Tensors()[i].Off {
+			t.Errorf("%s at %d", right.Tensors()[i].Name, p.Off)
+		}
+	}
+}
+
+// Whole files the reference converter wrote: big-endian, and split.
+func TestConverterVariants(t *testing.T) {
+	dir := corpus(t, "hf2gguf")
+	var variants []struct {
+		Case, OutType string
+		Options       []string
+		Files         map[string]struct {
+			Size    int64
+			SHA256  string
+			Tensors any
+		}
+	}
+	readJSON(t, filepath.Join(dir, "variants.json"), &variants)
+	checked := 0
+	for _, v := range variants {
+		golden := filepath.Join(dir, "cases", v.Case, "golden.q8_0.gguf")
+		switch {
+		case slices.Equal(v.Options, []string{"--bigendian"}) && v.OutType == "q8_0":
+			m, err := Open(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := m.Header()
+			h.BigEndian = true
+			l, err := NewLayout(h, specs(m.Tensors()), layout.Options{Name: "m.gguf"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The converter turns plain numbers only; it leaves the scales of the Q8_0 blocks as they
+			// are, which a big-endian machine would read wrongly. Everything else must agree.
+			for i := range l.Items {
+				if m.Tensors()[i].DType == tensor.Q8_0 {
+					l.Items[i].Swap = nil
+				}
+			}
+			if hash(assemble(t, l, m.Tensors())["m.gguf"]) != v.Files["m.gguf"].SHA256 {
+				t.Error("the big-endian file differs from the converter's")
+			}
+			checked++
+			m.Close()
+		case len(v.Options) > 0 && strings.HasPrefix(v.Options[0], "--split") && v.OutType == "f16":
+			checked += checkSplitVariant(t, dir, golden, v.Case, v.Options, func(name string) (int64, any) {
+				return v.Files[name].Size, v.Files[name].Tensors
+			}, len(v.Files))
+		}
+	}
+	if checked == 0 {
+		t.Error("nothing was checked")
+	}
+	t.Logf("%d files", checked)
+}
+
+// checkSplitVariant compares file names, sizes and tensors of a split F16 conversion. The key-values
+// are those of the Q8_0 file, of the same length.
+func checkSplitVariant(t *testing.T, dir, golden, name string, options []string, want func(string) (int64, any), n int) (checked int) {
+	var expected struct {
+		Outputs map[string]struct{ Tensors [][]any }
+	}
+	readJSON(t, filepath.Join(dir, "cases", name, "expected.json"), &expected)
+	var ss []tensor.Spec
+	for _, x := range expected.Outputs["f16"].Tensors {
+		d, _ := tensor.ParseDType(x[2].(string))
+		s := tensor.Spec{Name: x[0].(string), DType: d}
+		for _, ne := range slices.Backward(x[1].([]any)) {
+			s.Shape = append(s.Shape, int64(ne.(float64)))
+		}
+		ss = append(ss, s)
+	}
+	m, err := Open(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	h, opt := m.Header(), layout.Options{Name: "m.gguf"}
+	switch {
+	case slices.Equal(options, []string{"--split-max-tensors", "8"}):
+		h.Shards = []int{8, 8, 5}
+	case slices.Equal(options, []string{"--split-max-tensors", "8", "--no-tensor-first-split"}):
+		h.Shards = []int{0, 8, 8, 5}
+	case slices.Equal(options, []string{"--split-max-tensors", "100"}):
+		h.Shards = []int{21}
+	case slices.Equal(options, []string{"--split-max-size", "100K"}):
+		opt.MaxShardSize = 100_000
+	default:
+		t.Logf("%v not covered", options)
+		return 0
+	}
+	l, err := NewLayout(h, ss, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(l.Files) != n {
+		t.Fatalf("%v: %d files, want %d", options, len(l.Files), n)
+	}
+	for i, f := range l.Files {
+		size, list := want(f.Name)
+		if f.Size != size {
+			t.Errorf("%v: %s has %d bytes, want %d", options, f.Name, f.Size, size)
+		}
+		var names []any
+		for k, p := range l.Items {
+			if p.File == i {
+				names = append(names, ss[k].Name)
+			}
+		}
+		if count, ok := list.(float64); ok {
+			list = names[:int(count)]
+		}
+		if l, ok := list.([]any); !ok || !slices.Equal(names, l) {
+			t.Errorf("%v: %s holds %v, want %v", options, f.Name, names, list)
+		}
+		checked++
+	}
+	return checked
+}
