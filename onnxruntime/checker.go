@@ -11,7 +11,7 @@ type CheckOptions struct {
 	Seed    uint64 // of all modules' inputs, combined with each module's name
 	Rows    int    // of the input X; 0 means 8
 	Columns int    // outputs of a module compared with float64 arithmetic; 0 means 64
-	// RunBytes bounds the base and merged weights, as float32, of one run; 0 means 32 MiB.
+	// RunBytes bounds the base and merged weights, as float32, of one run; 0 means 16 MiB.
 	RunBytes int
 }
 
@@ -35,7 +35,7 @@ func (r *Runtime) NewChecker(o CheckOptions) *Checker {
 		o.Columns = 64
 	}
 	if o.RunBytes <= 0 {
-		o.RunBytes = 32 << 20
+		o.RunBytes = 16 << 20
 	}
 	return &Checker{
 		runtime: r, options: o, sessions: map[checkGraph]*session{},

@@ -2,12 +2,14 @@ package onnxruntime
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"github.com/x448/float16"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/tensor"
@@ -395,6 +397,26 @@ func TestCheckLongRows(t *testing.T) {
 			t.Errorf("verdict %s (%s), compute error %.1e, relative error %.1e", r.Verdict, r.Why, r.ComputeError, r.RelError)
 		}
 		near(t, "compute limit", r.ComputeLimit, 4*0x1p-24*math.Sqrt(32768), 1e-12)
+	}
+}
+
+func TestCheckConcurrently(t *testing.T) {
+	run := need(t)
+	c := run.NewChecker(CheckOptions{RunBytes: 64 << 10})
+	defer c.Close()
+	var group errgroup.Group
+	for i := range 8 {
+		group.Go(func() error {
+			l := newLayer(100+i, 120, 4, 0.05, []tensor.DType{tensor.F16, tensor.BF16}[i%2])
+			r, err := c.Check(t.Context(), l.module(), l.block(l.merged(1, false)))
+			if err == nil && r.Verdict != OK {
+				err = errors.New(r.Why)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

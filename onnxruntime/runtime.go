@@ -104,6 +104,14 @@ func (r *Runtime) Run(ctx context.Context, m Model, in map[string]Value, out []s
 	values := make([]Value, len(names))
 	for i, n := range names {
 		values[i] = in[n]
+		if err := in[n].check(n); err != nil {
+			return nil, finding.Errorf("runtime.bad_input", m.Path, "%v", err)
+		}
+		// The WebGPU provider crashes on tensors without elements.
+		if size, _ := in[n].Shape.Elements(); size == 0 && r.provider == WebGPU {
+			return nil, finding.Errorf("runtime.bad_input", m.Path, "input %q has no elements, which WebGPU does not bear", n).
+				Hinted("use --device cpu, or zeros of rank 1 for an absent adapter")
+		}
 	}
 	s, err := r.open(m, names, out)
 	if err != nil {
