@@ -11,7 +11,8 @@
 // Open picks the execution provider that will do the work and proves with a small product that it
 // does: the fallback to the CPU is off, so a provider that is there but leaves the nodes to the CPU
 // counts as not usable. Trying a GPU provider means loading drivers, and a broken driver can kill the
-// process. ChildProber tries it in a child process; InProcess does not.
+// process. ChildProber tries it in a child process; InProcess does not. CUDA's provider is known to
+// replace Go's signal handlers when it loads.
 //
 // # Limits of what is supported
 //
