@@ -1,6 +1,7 @@
 package naming_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -328,4 +329,79 @@ func checkMetadata(t *testing.T, arch string, want naming.HyperParameters, kv []
 	if got != want {
 		t.Errorf("from metadata %+v, from config.json %+v", got, want)
 	}
+}
+
+// TestAdapterGoldens looks for every factor of a PEFT adapter, moved to GGUF by its place, in the file that
+// the reference converter made of it: under the place's name, and byte for byte in the place's order.
+func TestAdapterGoldens(t *testing.T) {
+	dir := filepath.Join(corpus(t), "gguf-lora")
+	var manifest struct {
+		Cases []struct {
+			ID         string `json:"id"`
+			Adapter    string `json:"adapter"`
+			BaseConfig string `json:"base_config"`
+			Convert    struct {
+				Expected string `json:"expected"`
+				Right    string `json:"right_gguf"`
+			} `json:"convert"`
+		} `json:"cases"`
+	}
+	readJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
+	factor := regexp.MustCompile(`^base_model\.model\.(.+)\.lora_([AB])(\.default)?\.weight$`)
+	factors := 0
+	for _, c := range manifest.Cases {
+		golden := c.Convert.Expected
+		if c.Convert.Right != "" {
+			golden = c.Convert.Right
+		}
+		if golden == "" {
+			continue
+		}
+		file, err := os.ReadFile(filepath.Join(dir, golden))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var config map[string]any
+		readJSON(t, filepath.Join(dir, c.BaseConfig), &config)
+		arch, hp, err := naming.FromConfig(config)
+		if err != nil {
+			t.Fatal(c.ID, err)
+		}
+		tensors, _ := readSafetensors(t, filepath.Join(dir, c.Adapter, "adapter_model.safetensors"))
+		for name, src := range tensors {
+			m := factor.FindStringSubmatch(name)
+			if m == nil {
+				continue
+			}
+			places, err := naming.ToGGUF(arch, hp, m[1], "weight")
+			if err != nil || len(places) != 1 {
+				t.Errorf("%s %s: %v, %v", c.ID, name, places, err)
+				continue
+			}
+			p, values := places[0], src.values
+			if m[2] == "B" {
+				rows, cols := src.shape[0], src.shape[1]
+				values = nil
+				for i := range rows {
+					from := p.Canonical(i, rows) * cols
+					values = append(values, src.values[from:from+cols]...)
+				}
+			}
+			var b []byte
+			for _, v := range values {
+				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+			}
+			if stored := p.Tensor + ".lora_" + strings.ToLower(m[2]); !bytes.Contains(file, []byte(stored)) {
+				t.Errorf("%s: no %s", c.ID, stored)
+			}
+			if !bytes.Contains(file, b) {
+				t.Errorf("%s: the values of %s are not in the file in this order", c.ID, name)
+			}
+			factors++
+		}
+	}
+	if factors < 100 {
+		t.Errorf("only %d factors were compared", factors)
+	}
+	t.Logf("%d factors are equal", factors)
 }

@@ -1,0 +1,456 @@
+package naming
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// An ONNXGraph is what the names in an ONNX model are found from. Nodes are those of the main graph,
+// in any order.
+type ONNXGraph struct {
+	Nodes        []ONNXNode
+	Initializers []ONNXInitializer
+	Values       []ONNXValue
+}
+
+// An ONNXNode is one operator.
+type ONNXNode struct {
+	Name, Op, Domain string
+	Inputs, Outputs  []string           // "" for an input that is left out
+	Ints             map[string][]int64 // integer attributes; a single integer is a list of one
+	Metadata         map[string]string  // metadata_props
+}
+
+// An ONNXInitializer is a constant tensor. Ints are the values of a small one-dimensional integer tensor,
+// nil where they are not known.
+type ONNXInitializer struct {
+	Name     string
+	Shape    []int64
+	Ints     []int64
+	Metadata map[string]string
+}
+
+// An ONNXValue is an entry of value_info.
+type ONNXValue struct {
+	Name     string
+	Metadata map[string]string
+}
+
+// An ONNXResolver finds modules among the initializers of an ONNX graph.
+type ONNXResolver struct {
+	graph    ONNXGraph
+	index    map[string]int   // initializer name → index
+	uses     map[string][]use // value name → the node inputs that read it
+	producer map[string]int   // value name → node
+	bindings []binding
+	byNode   map[int]int // node → binding of its weight
+	byInit   map[int][]int
+	exact    [rules]map[string][]int // path → bindings
+	loose    [rules]map[string][]int // key of the path → bindings
+	near     nameIndex
+}
+
+type use struct{ node, input int }
+
+// The rules that give a binding its module path, strongest first.
+const (
+	byName     = iota // the initializer's name
+	byNodePath        // the consuming node's name
+	byMetadata        // name scopes, or the constants a weight was folded from
+	byBias            // the bias that is added to the product
+	rules
+)
+
+var ruleNames = [rules]string{"initializer name", "node path", "metadata", "bias name"}
+
+// A role is what a node does with an initializer.
+type role int
+
+const (
+	linear    role = iota // [out, in], or [in, out] when transposed
+	embedding             // [vocab, dim]
+	conv                  // [out, in, k…]
+	vector                // one-dimensional: a bias, a norm's scale
+	unclear               // an operator that says nothing about the orientation
+)
+
+// A binding is one use of an initializer by a node that computes with it.
+type binding struct {
+	init, node int
+	role       role
+	transposed bool
+	packed     bool          // an Attention operator's q|k|v
+	bias       bool          // a vector that is a bias, of a layer or of a norm
+	added      bool          // a bias that is added to the product of a layer
+	paths      [rules]string // "" where a rule gives none
+}
+
+// NewONNX finds the modules of an ONNX graph. A module's initializer is found by, in this order: the
+// initializer's name (model.layers.0.self_attn.q_proj.weight, genai's …attn.q_proj.MatMul.weight, the
+// optimizer's *.weight_transposed and *_resize), the path in the name of the node that reads it
+// (/model/layers.0/self_attn/q_proj/MatMul), the metadata that torch.onnx and onnxscript leave
+// (name_scopes, folded_from), the name of the bias added to the product, and packed q|k|v and gate|up
+// projections. The orientation comes from the operator (Gemm transB, MatMul, an explicit Transpose,
+// Gather, Conv), never from the shape.
+func NewONNX(g ONNXGraph) *ONNXResolver {
+	r := &ONNXResolver{
+		graph: g, index: map[string]int{}, uses: map[string][]use{}, producer: map[string]int{},
+		byNode: map[int]int{}, byInit: map[int][]int{},
+	}
+	for i, t := range g.Initializers {
+		if _, dup := r.index[t.Name]; !dup && t.Name != "" {
+			r.index[t.Name] = i
+		}
+	}
+	for n, node := range g.Nodes {
+		for k, v := range node.Inputs {
+			if v != "" {
+				r.uses[v] = append(r.uses[v], use{n, k})
+			}
+		}
+		for _, v := range node.Outputs {
+			r.producer[v] = n
+		}
+	}
+	for i, t := range g.Initializers {
+		if r.index[t.Name] == i && len(t.Shape) > 0 {
+			r.trace(i, t.Name, false, map[int]bool{}, 0)
+		}
+	}
+	r.biases()
+	r.name()
+	r.near.names = func() []string {
+		names := make([]string, len(g.Initializers))
+		for i, t := range g.Initializers {
+			names[i] = t.Name
+		}
+		return names
+	}
+	return r
+}
+
+// Find returns the place of a module's parameter. Places carry Uses and Node.
+func (r *ONNXResolver) Find(module, param string) ([]Place, error) {
+	if i, ok := r.index[join(module, param)]; ok {
+		if p, why := r.place(r.byInit[i], byName); why == "" {
+			return []Place{p}, nil
+		}
+	}
+	at, rule, why := r.lookup(module, param)
+	if at != nil {
+		p, unusable := r.place(at, rule)
+		if unusable == "" {
+			return []Place{p}, nil
+		}
+		why = unusable
+	}
+	if why == "" {
+		if p := r.packed(module, param); p != nil {
+			return p, nil
+		}
+		if isHead(module) {
+			why = tied
+		}
+	}
+	return nil, &NotFound{Module: module, Param: param, Reason: why, Nearest: r.near.nearest(join(module, param))}
+}
+
+// lookup finds the bindings of one initializer for a parameter, or says why there is not just one.
+func (r *ONNXResolver) lookup(module, param string) (at []int, rule int, why string) {
+	for rule := range rules {
+		for _, hits := range [][]int{r.exact[rule][module], r.loose[rule][key(module)]} {
+			var found []int
+			for _, b := range hits {
+				if r.bindings[b].param() == param {
+					found = append(found, b)
+				}
+			}
+			if len(found) == 0 {
+				continue
+			}
+			for _, b := range found[1:] {
+				if r.bindings[b].init != r.bindings[found[0]].init {
+					return nil, rule, fmt.Sprintf("more than one initializer fits: %q, %q",
+						r.tensor(found[0]).Name, r.tensor(b).Name)
+				}
+			}
+			return found, rule, ""
+		}
+	}
+	return nil, 0, ""
+}
+
+// place makes a Place of the bindings of one initializer; an embedding decides over a linear layer that
+// shares its tensor.
+func (r *ONNXResolver) place(at []int, rule int) (Place, string) {
+	if len(at) == 0 {
+		return Place{}, "no node reads it"
+	}
+	best := at[0]
+	for _, b := range at[1:] {
+		if r.bindings[b].rank() < r.bindings[best].rank() {
+			best = b
+		}
+	}
+	b := r.bindings[best]
+	for _, o := range at {
+		if o := r.bindings[o]; o.role == linear && b.role == linear && o.transposed != b.transposed {
+			return Place{}, fmt.Sprintf("%q is read in both orientations", r.tensor(best).Name)
+		}
+	}
+	if b.role == unclear {
+		return Place{}, fmt.Sprintf("%q is read by %s, which does not tell how it is stored",
+			r.tensor(best).Name, r.graph.Nodes[b.node].Op)
+	}
+	name := r.tensor(best).Name
+	return Place{Tensor: name, Transposed: b.transposed, Rule: ruleNames[rule], Uses: len(r.uses[name]), Node: b.node}, ""
+}
+
+func (r *ONNXResolver) tensor(b int) *ONNXInitializer {
+	return &r.graph.Initializers[r.bindings[b].init]
+}
+
+func (b *binding) param() string {
+	if b.bias {
+		return "bias"
+	}
+	return "weight"
+}
+
+// rank orders the roles by how much they say about the initializer.
+func (b *binding) rank() int {
+	return slices.Index([]role{embedding, linear, conv, vector, unclear}, b.role)
+}
+
+// The leaf names of separate projections, and of the projection that packs them along the output axis.
+var packs = []struct{ parts, whole []string }{
+	{[]string{"q_proj", "k_proj", "v_proj"}, []string{"qkv_proj", "qkv", "Wqkv", "c_attn"}},
+	{[]string{"query", "key", "value"}, []string{"qkv_proj", "qkv"}},
+	{[]string{"to_q", "to_k", "to_v"}, []string{"to_qkv"}},
+	{[]string{"gate_proj", "up_proj"}, []string{"gate_up_proj"}},
+}
+
+// packed finds a projection in one that packs several, or the other way round.
+func (r *ONNXResolver) packed(module, param string) []Place {
+	parent, last := leaf(module)
+	for _, pack := range packs {
+		if part := slices.Index(pack.parts, last); part >= 0 {
+			for _, whole := range pack.whole {
+				if p := r.slice(join(parent, whole), param, part, len(pack.parts)); p != nil {
+					return p
+				}
+			}
+		}
+		if slices.Contains(pack.whole, last) {
+			if p := r.parts(parent, param, pack.parts); p != nil {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+// slice places part number part of the n that the module whole packs.
+func (r *ONNXResolver) slice(whole, param string, part, n int) []Place {
+	at, rule, _ := r.lookup(whole, param)
+	if at == nil {
+		return nil
+	}
+	p, why := r.place(at, rule)
+	weight, _, _ := r.lookup(whole, "weight")
+	if why != "" || weight == nil {
+		return nil
+	}
+	sizes := r.sizes(weight[0], n)
+	if sizes == nil {
+		return nil
+	}
+	for _, s := range sizes[:part] {
+		p.RowOffset += s
+	}
+	p.Rows, p.Rule = sizes[part], p.Rule+", packed"
+	return []Place{p}
+}
+
+// parts places a packed module in the separate initializers of its parts.
+func (r *ONNXResolver) parts(parent, param string, parts []string) []Place {
+	var out []Place
+	first := int64(0)
+	for _, part := range parts {
+		at, rule, _ := r.lookup(join(parent, part), param)
+		if at == nil {
+			return nil
+		}
+		p, why := r.place(at, rule)
+		n := r.outputs(at[0])
+		if why != "" || n <= 0 {
+			return nil
+		}
+		p.First, p.Run, p.Rows = first, n, n
+		p.Rule += ", unpacked"
+		first += n
+		out = append(out, p)
+	}
+	return out
+}
+
+// outputs is the length of a binding's output axis.
+func (r *ONNXResolver) outputs(b int) int64 {
+	shape := r.tensor(b).Shape
+	if r.bindings[b].transposed {
+		return shape[len(shape)-1]
+	}
+	return shape[0]
+}
+
+// sizes are the output sizes of the n parts that a weight packs: from the Attention operator itself,
+// the attention or Split node that takes the product, or, for two parts, halves.
+func (r *ONNXResolver) sizes(b, n int) []int64 {
+	out := r.outputs(b)
+	if n == 2 {
+		if out%2 != 0 {
+			return nil
+		}
+		return []int64{out / 2, out / 2}
+	}
+	node := r.graph.Nodes[r.bindings[b].node]
+	if r.bindings[b].packed {
+		return three(node.Ints["qkv_hidden_sizes"], out)
+	}
+	for range 3 { // the product, perhaps a bias, perhaps a reshape
+		if len(node.Outputs) == 0 || len(r.uses[node.Outputs[0]]) != 1 {
+			return nil
+		}
+		u := r.uses[node.Outputs[0]][0]
+		node = r.graph.Nodes[u.node]
+		switch node.Op {
+		case "GroupQueryAttention", "MultiHeadAttention", "Attention":
+			h, kv := one(node.Ints["num_heads"]), one(node.Ints["kv_num_heads"])
+			if kv == 0 {
+				kv = h
+			}
+			if h <= 0 || kv <= 0 || h > out || kv > out || out%(h+2*kv) != 0 {
+				return nil
+			}
+			d := out / (h + 2*kv)
+			return []int64{h * d, kv * d, kv * d}
+		case "Split":
+			split := node.Ints["split"]
+			if len(node.Inputs) > 1 {
+				i, ok := r.index[node.Inputs[1]]
+				if !ok || r.graph.Initializers[i].Ints == nil {
+					return nil
+				}
+				split = r.graph.Initializers[i].Ints
+			}
+			if len(node.Outputs) != 3 {
+				return nil
+			}
+			return three(split, out)
+		case "Add", "Reshape", "Cast", "Identity":
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+// three returns the three sizes if they sum to out; without sizes, thirds.
+func three(sizes []int64, out int64) []int64 {
+	if len(sizes) == 0 && out%3 == 0 {
+		return []int64{out / 3, out / 3, out / 3}
+	}
+	if len(sizes) != 3 {
+		return nil
+	}
+	left := out
+	for _, s := range sizes {
+		if s <= 0 || s > left {
+			return nil
+		}
+		left -= s
+	}
+	if left != 0 {
+		return nil
+	}
+	return sizes
+}
+
+func one(v []int64) int64 {
+	if len(v) != 1 {
+		return 0
+	}
+	return v[0]
+}
+
+// Candidates are the places of initializers that no module path is known for and whose weight is
+// [out, in] when read as their operator reads it. A single one is the place of an unmatched module of
+// that shape; among several, only the values can decide.
+func (r *ONNXResolver) Candidates(out, in int64) []Place {
+	var places []Place
+	for i, t := range r.graph.Initializers {
+		at := r.byInit[i]
+		if len(t.Shape) != 2 || len(at) == 0 || r.index[t.Name] != i {
+			continue
+		}
+		named := slices.ContainsFunc(at, func(b int) bool { return r.bindings[b].path() != "" })
+		p, why := r.place(at, byName)
+		if named || why != "" {
+			continue
+		}
+		rows, cols := t.Shape[0], t.Shape[1]
+		if p.Transposed {
+			rows, cols = cols, rows
+		}
+		if rows == out && cols == in {
+			p.Rule = "shape"
+			places = append(places, p)
+		}
+	}
+	return places
+}
+
+// Modules lists what was recognised, in the order of the initializers: each module's parameter under the
+// strongest rule's path.
+func (r *ONNXResolver) Modules() []Source {
+	var out []Source
+	for i := range r.graph.Initializers {
+		seen := map[string]bool{}
+		for _, b := range r.byInit[i] {
+			for rule, path := range r.bindings[b].paths {
+				if path == "" {
+					continue
+				}
+				if p, why := r.place(r.byInit[i], rule); why == "" && !seen[path] {
+					seen[path] = true
+					out = append(out, Source{path, r.bindings[b].param(), p})
+				}
+				break
+			}
+		}
+	}
+	return out
+}
+
+// path is the binding's path under the strongest rule that has one.
+func (b *binding) path() string {
+	for _, p := range b.paths {
+		if p != "" {
+			return p
+		}
+	}
+	return ""
+}
+
+// key is the part of a module path that different exporters agree on.
+func key(path string) string {
+	_, tail := split(path, 1)
+	c := strings.Split(tail, ".")
+	for i, s := range c {
+		if s == "self_attn" {
+			c[i] = "attn"
+		}
+	}
+	return strings.Join(c, ".")
+}
