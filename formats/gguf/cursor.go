@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/loratool/loratool/finding"
@@ -222,8 +223,11 @@ func (c *cursor) strings(key string, n uint64, odd *oddities) []byte {
 			c.fail("bad_array_length", "the array %q is larger than 1 GiB", key)
 			return nil
 		}
+		if end := at + int(size); end > cap(data) {
+			data = slices.Grow(data, max(end, 2*cap(data))-len(data))
+		}
 		data = binary.LittleEndian.AppendUint64(data, size)
-		data = append(data, make([]byte, size)...)
+		data = data[:at+int(size)]
 		c.read(data[at:])
 		odd.text(data[at:])
 	}

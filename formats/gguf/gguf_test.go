@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -407,6 +408,27 @@ func TestWarningsAreBounded(t *testing.T) {
 	want := map[string]int{"container.non_canonical_key": 16, "container.bad_utf8": 16, "container.nul_in_string": 16}
 	if d := cmp.Diff(want, count); d != "" {
 		t.Error(d)
+	}
+}
+
+// The smallest entries a file can have are those that cost most beside their bytes.
+func TestDenseHeaderIsCheap(t *testing.T) {
+	var h Header
+	var ts []tensor.Tensor
+	for i := range 3000 {
+		h.KVs = append(h.KVs, KV{fmt.Sprintf("k%d", i), Of(uint8(1))})
+		ts = append(ts, random(fmt.Sprint(i), tensor.I8, 0))
+	}
+	h.KVs.Set(alignmentKey, Of(uint32(1)))
+	file := build(t, h, ts, layout.Options{Name: "m.gguf"})["m.gguf"]
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := parse(bytes.NewReader(file), int64(len(file)), "m.gguf", OpenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(allocations*len(file)+64<<10); got > limit {
+		t.Errorf("allocated %d bytes for a file of %d, more than %d", got, len(file), limit)
 	}
 }
 

@@ -35,8 +35,9 @@ type Header struct {
 // Options.MaxShardSize (bytes of padded tensor data a file) or Header.Shards splits the output into
 // files named NAME-00001-of-0000N.gguf after Options.Name (NAME.gguf); the first holds all metadata, all
 // hold the split keys, which keep their place in KVs that have them and come last otherwise. A single
-// file has no split keys. The first file is the last in commit order, since it is the one that is
-// opened. Options.Provenance becomes string values, moved to the end.
+// file has no split keys. The first shard is the last of Files, since it is the one that is opened: its
+// name is the output path to give to layout.Create. Options.Provenance becomes string values, moved to
+// the end.
 //
 // Errors are findings about what the format cannot store: types, names longer than 63 bytes, more than
 // four dimensions, duplicate names or keys, a bad alignment.
@@ -98,21 +99,21 @@ func (w *writer) check(specs []tensor.Spec) (err error) {
 		if err := w.checkSpec(&specs[i]); err != nil {
 			return err.In(specs[i].Name)
 		}
-		if name := beforeNUL(specs[i].Name); seen[name] {
+		name := beforeNUL(specs[i].Name)
+		if seen[name] {
 			return finding.Errorf("container.duplicate_name", w.name, "two tensors have the same name").In(name)
-		} else {
-			seen[name] = true
 		}
+		seen[name] = true
 	}
 	return nil
 }
 
 func (w *writer) checkSpec(s *tensor.Spec) *finding.Finding {
-	switch swap, known := swapOf(s.DType); {
+	switch _, known := swapOf(s.DType); {
 	case !Stores(s.DType):
 		return finding.Errorf("container.bad_tensor_type", w.name, "GGUF cannot store type %s", s.DType).
 			Hinted("convert the tensor to F32, F16 or BF16")
-	case w.BigEndian && swap == nil && !known:
+	case w.BigEndian && !known:
 		return finding.Errorf("container.big_endian", w.name, "the big-endian layout of %s is not known", s.DType).
 			Hinted("write a little-endian file or choose another type")
 	case len(s.Name) > maxName:
