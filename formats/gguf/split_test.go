@@ -2,6 +2,7 @@ package gguf
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -184,4 +185,38 @@ func TestSplitTotal(t *testing.T) {
 	}
 	_, err := Open(filepath.Join(save(t, files), "m-00001-of-00002.gguf"))
 	wantCode(t, err, "container.bad_split")
+}
+
+// A split model on the disk, written by the layout's own writer under the name of its first shard.
+func TestWrittenSplit(t *testing.T) {
+	for _, big := range []bool{false, true} {
+		h := Header{KVs: allKinds(), Shards: []int{0, 2, 3}, BigEndian: big}
+		l, err := NewLayout(h, specs(sample()), layout.Options{Name: "m.gguf"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := filepath.Join(t.TempDir(), l.Files[len(l.Files)-1].Name)
+		w, err := layout.Create(first, l, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Abort()
+		for i, x := range sample() {
+			b, err := x.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.WriteAt(i, b, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(w.WriteSpans(t.Context()), w.Commit()); err != nil {
+			t.Fatal(err)
+		}
+		m := open(t, first, OpenOptions{AllowBigEndian: big})
+		sameTensors(t, m.Tensors(), sample())
+		if len(m.Findings()) > 1 || !big && len(m.Findings()) > 0 {
+			t.Errorf("findings: %v", m.Findings())
+		}
+	}
 }
