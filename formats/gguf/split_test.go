@@ -215,8 +215,13 @@ func TestWrittenSplit(t *testing.T) {
 		}
 		m := open(t, first, OpenOptions{AllowBigEndian: big})
 		sameTensors(t, m.Tensors(), sample())
-		if len(m.Findings()) > 1 || !big && len(m.Findings()) > 0 {
-			t.Errorf("findings: %v", m.Findings())
+		// Both shards with tensors hold quantized ones.
+		want := 0
+		if big {
+			want = 2
+		}
+		if fs := m.Findings(); len(fs) != want || slices.ContainsFunc(fs, func(f finding.Finding) bool { return f.Code != "container.big_endian" }) {
+			t.Errorf("findings: %v", fs)
 		}
 	}
 }
