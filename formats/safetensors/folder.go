@@ -97,7 +97,7 @@ func (m *Model) SideFiles() ([]SideFile, error) {
 		return nil, nil
 	}
 	_, err := os.Stat(filepath.Join(m.folder, "modules.json"))
-	w := sideWalk{root: m.folder, modules: err == nil}
+	w := sideWalk{root: m.folder, modules: err == nil, left: maxSideFiles}
 	files, _, err := w.walk("", false)
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func (m *Model) SideFiles() ([]SideFile, error) {
 type sideWalk struct {
 	root    string
 	modules bool // the folder lists module folders
-	seen    int
+	left    int  // how many more entries may come
 }
 
 var moduleFolder = regexp.MustCompile(`^[0-9]+_[A-Za-z0-9]+$`)
@@ -126,8 +126,8 @@ func (w *sideWalk) walk(rel string, whole bool) (files []SideFile, weights bool,
 		if strings.HasPrefix(name, ".") {
 			continue
 		}
-		if w.seen++; w.seen > maxSideFiles {
-			return nil, false, finding.Errorf("container.not_a_model_folder", w.root, "the folder holds more than %d files", maxSideFiles).
+		if w.left--; w.left < 0 {
+			return nil, false, finding.Errorf("container.not_a_model_folder", w.root, "the folder holds more files than a model has").
 				Hinted("name the weight file itself instead of the folder")
 		}
 		path := rel + name
