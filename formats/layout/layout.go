@@ -2,7 +2,7 @@
 //
 // A format's codec turns names, types and shapes into a Layout without seeing a weight: which files
 // there are, which bytes are known up front (headers, side files, untouched parts of a source), and
-// where each tensor's data belongs. Write then creates the files, hands out the places, and makes the
+// where each tensor's data belongs. A Writer then creates the files, fills the places, and makes the
 // whole output appear at once or not at all.
 package layout
 

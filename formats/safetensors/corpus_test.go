@@ -204,7 +204,7 @@ func compareContent(t *testing.T, m *Model, c badCase) {
 		var wantDims []string
 		for _, d := range want.Shape {
 			if _, err := d.Int64(); err != nil { // see Tensors: dimensions beyond int64 are cut
-				d = json.Number(fmt.Sprint(math.MaxInt64))
+				d = json.Number(fmt.Sprint(int64(math.MaxInt64)))
 			}
 			wantDims = append(wantDims, string(d))
 		}

@@ -13,7 +13,8 @@
 // reference accepts is accepted, some of it with a warning. Headers end at 100 MB.
 //
 // The writer orders tensors as the reference does (type by descending alignment, then name), so a file
-// written by the reference comes out byte for byte.
+// written by the reference comes out byte for byte. Only metadata of two or more keys, which the
+// reference writes in random order, is sorted here.
 package safetensors
 
 import (
