@@ -37,6 +37,7 @@ func FrameOf(s tensor.Shape, layer Layer) (Frame, error) {
 type Rounding struct {
 	Factors tensor.DType // A and B are rounded to this type first (Invalid: not)
 	Delta   tensor.DType // s·B·A is rounded to this type before it is added (Invalid: not)
+	DoRA    tensor.DType // so are V, its norms and m/‖V‖ (Invalid: not)
 }
 
 // An Op is an Update bound to the matrix a base stores. Ops on one matrix are applied in order.
@@ -67,7 +68,8 @@ type Product struct {
 	Scale            float32
 }
 
-// Bind turns an update into an op on the stored tensor that p names. frame is the tensor's frame.
+// Bind turns an update into an op on the stored tensor that p names. frame is the tensor's frame. The
+// update's Scale holds for every kind: a replacement goes that share of the way from W to its value.
 // The error for factors that do not fit is a finding with both shapes.
 func Bind(u *Update, p naming.Place, stored tensor.Spec, frame Frame, round Rounding) (Op, error) {
 	b := binding{u: u, p: p, stored: stored, frame: frame, round: round}
@@ -223,7 +225,7 @@ func (b *binding) dora() (Op, error) {
 			return nil, err
 		}
 	}
-	return &dora{product: p, byColumn: byColumn, magnitude: m}, nil
+	return &dora{product: p, byColumn: byColumn, magnitude: m, round: rounder(b.round.DoRA)}, nil
 }
 
 func (b *binding) replace() (Op, error) {
@@ -249,7 +251,7 @@ func (b *binding) replace() (Op, error) {
 	if at.transposed {
 		v = v.Transpose()
 	}
-	return &replace{value: v, at: at, cols: b.frame.Cols}, nil
+	return &replace{value: v, at: at, cols: b.frame.Cols, scale: float32(b.u.Scale.Value)}, nil
 }
 
 func (b *binding) rows() (Op, error) {
@@ -275,7 +277,7 @@ func (b *binding) rows() (Op, error) {
 		}
 		at[id] = int64(i)
 	}
-	return &someRows{value: v, index: b.u.Index, at: at, cols: b.frame.Cols, transposed: transposed}, nil
+	return &someRows{value: v, index: b.u.Index, at: at, cols: b.frame.Cols, transposed: transposed, scale: float32(b.u.Scale.Value)}, nil
 }
 
 func (b *binding) bias() (Op, error) { return b.vector(false) }

@@ -3,6 +3,7 @@ package adapter
 import (
 	"math"
 
+	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/tensor"
 )
@@ -16,6 +17,21 @@ func (rowLocal) Prepare(func() ([]float32, int64, error)) error {
 }
 func (rowLocal) LowRank() (Product, bool) { return Product{}, false }
 
+// load reads a factor and refuses NaN and infinities, which would spread over whole rows of the weight.
+func load(f Factor) ([]float32, error) {
+	v, err := f.Load()
+	if err != nil {
+		return nil, err
+	}
+	for i, x := range v {
+		if math.Float32bits(x)&0x7f800000 == 0x7f800000 {
+			return nil, finding.Errorf("adapter.non_finite", "", "the adapter holds %v at row %d, column %d of a factor", x, int64(i)/f.Cols, int64(i)%f.Cols).
+				Hinted("the adapter is broken: it was saved from a training run that diverged")
+		}
+	}
+	return v, nil
+}
+
 // product is W[block] += s·L·R.
 type product struct {
 	rowLocal
@@ -28,10 +44,10 @@ type product struct {
 }
 
 func (p *product) Load() (err error) {
-	if p.L, err = p.left.Load(); err != nil {
+	if p.L, err = load(p.left); err != nil {
 		return err
 	}
-	if p.R, err = p.right.Load(); err != nil {
+	if p.R, err = load(p.right); err != nil {
 		return err
 	}
 	p.packed = kernel.NewLowRank(p.L, p.R, int(p.Rows), int(p.Cols), int(p.Rank), p.Scale)
@@ -91,12 +107,13 @@ type dora struct {
 	*product
 	byColumn  bool
 	magnitude Factor
+	round     func(float32) float32
 	m         []float32
 	norms     []float64 // by column only
 }
 
 func (d *dora) Load() (err error) {
-	if d.m, err = d.magnitude.Load(); err != nil {
+	if d.m, err = load(d.magnitude); err != nil {
 		return err
 	}
 	return d.product.Load()
@@ -136,21 +153,27 @@ func (d *dora) Apply(rows []float32, first int64) {
 	lo, hi := d.overlap(int64(len(rows))/d.cols, first)
 	for i := lo; i < hi; i++ {
 		row := rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols]
+		var sum float64
+		for j, v := range row {
+			row[j] = d.round(v)
+			sum += float64(float64(row[j]) * float64(row[j]))
+		}
 		if d.byColumn {
 			for j := range row {
-				row[j] *= d.m[j] / float32(d.norms[j])
+				row[j] *= d.factor(d.m[j], d.norms[j])
 			}
 			continue
 		}
-		var sum float64
-		for _, v := range row {
-			sum += float64(float64(v) * float64(v))
-		}
-		f := d.m[i] / float32(math.Sqrt(sum))
+		f := d.factor(d.m[i], math.Sqrt(sum))
 		for j := range row {
 			row[j] *= f
 		}
 	}
+}
+
+// factor is m/‖V‖.
+func (d *dora) factor(m float32, norm float64) float32 {
+	return d.round(m / d.round(float32(norm)))
 }
 
 func (d *dora) Exact(rows []float64, first int64) {
@@ -175,28 +198,48 @@ func (d *dora) Exact(rows []float64, first int64) {
 	}
 }
 
-// replace is W[block] = value.
+// replace is W[block] = value, or with a scale W[block] += s·(value − W[block]).
 type replace struct {
 	rowLocal
 	value Factor
 	at    block
 	cols  int64
+	scale float32
 	v     []float32
 }
 
-func (r *replace) Load() (err error) { r.v, err = r.value.Load(); return err }
+func (r *replace) Load() (err error) { r.v, err = load(r.value); return err }
 func (r *replace) Release()          { r.v = nil }
 
 func (r *replace) Apply(rows []float32, first int64) {
-	r.each(int64(len(rows)), first, func(i, j, n int64) { copy(rows[i:i+n], r.v[j:j+n]) })
+	r.each(int64(len(rows)), first, func(i, j, n int64) {
+		for k := range n {
+			rows[i+k] = toward(rows[i+k], r.v[j+k], r.scale)
+		}
+	})
 }
 
 func (r *replace) Exact(rows []float64, first int64) {
 	r.each(int64(len(rows)), first, func(i, j, n int64) {
 		for k := range n {
-			rows[i+k] = float64(r.v[j+k])
+			rows[i+k] = towardExact(rows[i+k], r.v[j+k], r.scale)
 		}
 	})
+}
+
+// toward goes from w to v, all the way or the share of it that the scale says.
+func toward(w, v, scale float32) float32 {
+	if scale == 1 {
+		return v
+	}
+	return w + float32(scale*(v-w))
+}
+
+func towardExact(w float64, v, scale float32) float64 {
+	if scale == 1 {
+		return float64(v)
+	}
+	return w + float64(float64(scale)*(float64(v)-w))
 }
 
 func (r *replace) each(n, first int64, copyRow func(i, j, n int64)) {
@@ -207,7 +250,7 @@ func (r *replace) each(n, first int64, copyRow func(i, j, n int64)) {
 	}
 }
 
-// someRows is W[index[i]] = value[i] for rows (or, transposed, columns) of the matrix.
+// someRows is W[index[i]] = value[i], scaled as replace, for rows (or, transposed, columns) of the matrix.
 type someRows struct {
 	rowLocal
 	value      Factor
@@ -215,18 +258,19 @@ type someRows struct {
 	at         map[int64]int64
 	cols       int64
 	transposed bool
+	scale      float32
 	v          []float32
 }
 
-func (s *someRows) Load() (err error) { s.v, err = s.value.Load(); return err }
+func (s *someRows) Load() (err error) { s.v, err = load(s.value); return err }
 func (s *someRows) Release()          { s.v = nil }
 
 func (s *someRows) Apply(rows []float32, first int64) {
-	s.each(int64(len(rows)), first, func(i, j int64) { rows[i] = s.v[j] })
+	s.each(int64(len(rows)), first, func(i, j int64) { rows[i] = toward(rows[i], s.v[j], s.scale) })
 }
 
 func (s *someRows) Exact(rows []float64, first int64) {
-	s.each(int64(len(rows)), first, func(i, j int64) { rows[i] = float64(s.v[j]) })
+	s.each(int64(len(rows)), first, func(i, j int64) { rows[i] = towardExact(rows[i], s.v[j], s.scale) })
 }
 
 func (s *someRows) each(n, first int64, set func(i, j int64)) {
@@ -254,14 +298,14 @@ type vector struct {
 	v       []float32
 }
 
-func (o *vector) Load() (err error) { o.v, err = o.value.Load(); return err }
+func (o *vector) Load() (err error) { o.v, err = load(o.value); return err }
 func (o *vector) Release()          { o.v = nil }
 
 func (o *vector) Apply(rows []float32, first int64) {
 	for i, x := range o.v {
 		if j := o.off + int64(i) - first*o.cols; j >= 0 && j < int64(len(rows)) {
 			if o.replace {
-				rows[j] = x
+				rows[j] = toward(rows[j], x, o.scale)
 			} else {
 				rows[j] += float32(o.scale * x)
 			}
@@ -273,7 +317,7 @@ func (o *vector) Exact(rows []float64, first int64) {
 	for i, x := range o.v {
 		if j := o.off + int64(i) - first*o.cols; j >= 0 && j < int64(len(rows)) {
 			if o.replace {
-				rows[j] = float64(x)
+				rows[j] = towardExact(rows[j], x, o.scale)
 			} else {
 				rows[j] += float64(float64(o.scale) * float64(x))
 			}

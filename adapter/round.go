@@ -5,7 +5,7 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
-// rounder rounds a float32 to the nearest value of a narrower type and back.
+// rounder rounds a float32 to the nearest value of a narrower type and back; other types leave it alone.
 func rounder(t tensor.DType) func(float32) float32 {
 	switch t {
 	case tensor.BF16:

@@ -49,6 +49,8 @@ type Options struct {
 	AllowUnmatched bool
 	// Compat reproduces the roundings of a peer.
 	Compat Compat
+	// CheckOnly makes a plan that is compared with and never run: types that cannot be written are fine.
+	CheckOnly bool
 }
 
 // A Compat names a peer whose intermediate roundings are reproduced.
@@ -181,6 +183,9 @@ func (p *planner) fail(f *finding.Finding) {
 // match finds the tensors of one adapter's updates.
 func (p *planner) match(in Input) error {
 	a := in.Adapter
+	if a.NoMerge != nil {
+		return a.NoMerge
+	}
 	resolver, err := p.opt.Resolve(a)
 	if err != nil {
 		return err
@@ -260,9 +265,9 @@ func (p *planner) bindOne(out *Output, b bound) error {
 	u, base := *b.u, p.base.Path()
 	switch u.Kind {
 	case adapter.Replace, adapter.Rows:
-		if b.in.Scale != 1 {
-			return finding.Errorf("adapter.unsupported_feature", "", "module %q is replaced as a whole, which cannot be scaled by %g", u.Module, b.in.Scale).
-				Hinted("use the adapter with scale 1")
+		if b.in.Scale < 0 {
+			return finding.Errorf("adapter.unsupported_feature", "", "module %q is replaced as a whole, which cannot be subtracted", u.Module).
+				Hinted("merge from the original base instead")
 		}
 		for _, a := range out.Updates {
 			if a.Adapter != b.in.Adapter.Path {
@@ -270,9 +275,9 @@ func (p *planner) bindOne(out *Output, b bound) error {
 					Hinted("merge one of them alone")
 			}
 		}
-	default:
-		u.Scale = u.Scale.Times(b.in.Scale)
+		u.Scale = adapter.Scale{Value: 1, Source: "replacement"}
 	}
+	u.Scale = u.Scale.Times(b.in.Scale)
 	if out.source.DType == tensor.Invalid {
 		return finding.Errorf("container.unsupported", base, "tensor has no known type").In(out.Name)
 	}
@@ -291,7 +296,7 @@ func (p *planner) bindOne(out *Output, b bound) error {
 	}
 	out.Updates = append(out.Updates, applied)
 	out.places = append(out.places, b.place)
-	if st := u.Value.Stored; u.Kind == adapter.Replace && st != nil && len(out.ops) == 0 && plain(b.place) && !out.Quantized() {
+	if st := u.Value.Stored; u.Kind == adapter.Replace && st != nil && len(out.ops) == 0 && b.in.Scale == 1 && plain(b.place) && !out.Quantized() {
 		out.source = tensor.Tensor{Spec: tensor.Spec{Name: out.Name, DType: st.DType, Shape: out.Shape}, Src: st.Src, Off: st.Off, Size: st.Size}
 		return nil
 	}
@@ -346,7 +351,7 @@ func (p *planner) rounding(u *adapter.Update, out *Output) adapter.Rounding {
 	case CompatPEFTSafe:
 		return adapter.Rounding{Delta: t}
 	case CompatPEFTNoAutocast:
-		return adapter.Rounding{Factors: t, Delta: t}
+		return adapter.Rounding{Factors: t, Delta: t, DoRA: t}
 	}
 	return adapter.Rounding{}
 }
@@ -371,6 +376,9 @@ func (p *planner) chooseType(out *Output) {
 			p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "type %s cannot be decoded", t).In(out.Name))
 			return
 		}
+	}
+	if p.opt.CheckOnly {
+		return
 	}
 	target := tensor.DType(out.Type)
 	if c, ok := quant.Of(target); !ok || !c.CanEncode() {

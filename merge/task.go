@@ -164,6 +164,9 @@ func (t *task) prepare() error {
 	t.load.Do(func() {
 		for i, op := range t.out.ops {
 			if t.err = op.Load(); t.err != nil {
+				if f := finding.Of(t.err); f != nil && f.Tensor == "" {
+					f.File, f.Tensor = t.out.Updates[i].Adapter, t.out.Updates[i].Module
+				}
 				return
 			}
 			if op.Columns() {
