@@ -1,0 +1,62 @@
+# The two commands a newcomer needs: make demo, make test.
+
+GO      ?= go
+BIN     := bin/loratool
+TESTFLAGS ?=
+
+.PHONY: build demo test vet runtime portable arm64 fuzz bench generate clean
+
+build:
+	$(GO) build -trimpath -o $(BIN) ./cmd/loratool
+
+# Bakes testdata's adapters into safetensors, GGUF and ONNX models and proves each one.
+demo: build
+	$(GO) run ./internal/demo -loratool $(BIN)
+
+# Everything a change must pass. ONNX Runtime is installed when it is missing; without it its tests skip.
+test: vet runtime
+	$(GO) test $(TESTFLAGS) ./...
+	$(GO) test -race $(TESTFLAGS) ./merge ./formats/layout ./verify
+	CGO_ENABLED=0 $(GO) build ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
+	GOOS=windows CGO_ENABLED=0 $(GO) vet ./...
+
+vet:
+	@test -z "$$(gofmt -l .)" || { echo "not gofmt-ed:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+
+runtime: build
+	@$(BIN) runtime info >/dev/null 2>&1 || $(BIN) runtime install || \
+		echo "*** ONNX Runtime cannot be had here: its tests will be skipped ***"
+
+# The same bytes on every processor: without assembly, and where the compiler may fuse.
+portable:
+	$(GO) test -tags noasm ./internal/kernel ./quant ./merge
+	GOAMD64=v3 $(GO) test ./internal/kernel ./quant ./merge
+
+# arm64 under emulation (qemu-user).
+arm64:
+	@command -v qemu-aarch64-static >/dev/null || { echo "needs qemu-aarch64-static (package qemu-user-static)"; exit 1; }
+	@for p in internal/kernel quant; do \
+		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64) || exit 1; \
+	done
+
+fuzz:
+	@for p in safetensors gguf onnx torch; do \
+		for f in $$($(GO) test -list 'Fuzz.*' ./formats/$$p | grep ^Fuzz); do \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime 20s -fuzzminimizetime 1x ./formats/$$p || exit 1; \
+		done; \
+	done
+
+# Kernels, codecs, and a whole merge against copying the file.
+bench: build
+	$(GO) test -run '^$$' -bench . ./internal/kernel ./formats/safetensors
+	$(GO) run ./internal/bench -loratool $(BIN)
+
+# Assembly is generated and checked in; this must leave the tree clean.
+generate:
+	$(GO) generate ./...
+	git diff --exit-code
+
+clean:
+	rm -rf bin .demo
