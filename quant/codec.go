@@ -47,8 +47,8 @@ func (c Codec) Decode(dst []float32, src []byte) {
 // Encode converts float32 to whole blocks; dst holds exactly the bytes of len(src) elements. Rows may
 // be encoded together or one by one, the bytes are the same.
 //
-// Plain types follow IEEE and torch: values that do not fit become an infinity, or NaN where the type
-// has none. Block types cannot hold what is not finite: a block with such a value
+// Plain types follow IEEE: values that do not fit become an infinity, or NaN where the type has none.
+// Block types cannot hold what is not finite: a block with such a value
 // (quant.nonfinite_value), or whose scale overflows its type (quant.scale_overflow), is an error, a
 // *finding.Finding without file and tensor, and leaves dst undefined.
 func (c Codec) Encode(dst []byte, src []float32) error {

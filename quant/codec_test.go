@@ -77,7 +77,7 @@ func TestFloat8Encode(t *testing.T) {
 	}
 }
 
-// What torch makes of overflow: NaN where there is no infinity, never the largest finite value.
+// Overflow becomes NaN where there is no infinity, never the largest finite value.
 func TestFloat8Overflow(t *testing.T) {
 	inf := float32(math.Inf(1))
 	for _, c := range []struct {
@@ -262,5 +262,24 @@ func BenchmarkCodec(b *testing.B) {
 				c.Decode(y, data)
 			}
 		})
+	}
+}
+
+// TestNearestE2M1 compares the quick search with the one of the reference, around every level and
+// midpoint.
+func TestNearestE2M1(t *testing.T) {
+	for _, scale := range []float32{0x1p-100, 0x1.8p-20, 1, 0.3, 0x1p60} {
+		var levels [8]float32
+		for i := range levels {
+			levels[i] = twiceE2M1[i] * scale
+		}
+		for half := range 60 {
+			v := float32(half) / 2 * scale
+			for _, u := range []float32{v, -v, math.Nextafter32(v, 0), math.Nextafter32(v, 1e38), -math.Nextafter32(v, 0), -math.Nextafter32(v, 1e38)} {
+				if got, want := nearestE2M1(u, &levels), nearestE2M1Slow(u, &levels); got != want {
+					t.Errorf("%v at scale %v is code %d, want %d", u, scale, got, want)
+				}
+			}
+		}
 	}
 }

@@ -6,9 +6,10 @@ import (
 
 // A float8 is an 8-bit floating-point format: a sign, an exponent, and a significand of mantissa bits.
 //
-// Encoding rounds to nearest even. What is larger than the largest finite value after rounding
-// becomes what torch makes of it: an infinity in E5M2, NaN in the types without infinities. (ONNX's
-// Cast saturates unless told otherwise; safetensors files are torch's, so its rule is used for both.)
+// Encoding rounds to nearest even and does not saturate: what is larger than the largest finite value
+// after rounding becomes an infinity in E5M2 and NaN in the types without infinities, so that an
+// overflow cannot pass for a weight. This is what torch did when it got these types, and ml_dtypes
+// does; torch 2.15 and ONNX's Cast saturate E4M3 instead.
 type float8 struct {
 	mantissa int
 	bias     int

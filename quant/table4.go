@@ -91,7 +91,7 @@ func encodeMXFP4(b []byte, x []float32) bool {
 		// The logarithm is rounded to float32 first, so values just below a power of two count as it.
 		b[0] = byte(int32(math.Floor(float64(float32(math.Log2(float64(amax)))))) - 2 + 127)
 	}
-	putFours(b[1:], x, halfPower(b[0]))
+	putFours(b[1:], x, halfPower(b[0]), amax)
 	return true
 }
 
@@ -104,26 +104,59 @@ func decodeNVFP4(y []float32, b []byte) {
 func encodeNVFP4(b []byte, x []float32) bool {
 	for s := range 4 {
 		sub := x[16*s:][:16]
-		b[s] = toUE4M3(magnitude(sub) / 6)
-		putFours(b[4+8*s:][:8], sub, 0.5*ue4m3(b[s]))
+		amax := magnitude(sub)
+		b[s] = toUE4M3(amax / 6)
+		putFours(b[4+8*s:][:8], sub, 0.5*ue4m3(b[s]), amax)
 	}
 	return true
 }
 
 // putFours stores the codes of the nearest values, in split halves. The first of equals wins.
-func putFours(b []byte, x []float32, scale float32) {
-	code := func(v float32) byte {
-		best, distance := 0, abs(float32(twiceE2M1[0]*scale)-v)
-		for i, k := range twiceE2M1 {
-			if e := abs(float32(k*scale) - v); e < distance {
-				best, distance = i, e
-			}
-		}
-		return byte(best)
+func putFours(b []byte, x []float32, scale, amax float32) {
+	code := nearestE2M1
+	if scale < 0x1p-100 || amax > 0x1p10*scale {
+		code = nearestE2M1Slow
+	}
+	var levels [8]float32
+	for i := range levels {
+		levels[i] = float32(twiceE2M1[i] * scale)
 	}
 	for i := range len(x) / 2 {
-		b[i] = code(x[i]) | code(x[i+len(x)/2])<<4
+		b[i] = code(x[i], &levels) | code(x[i+len(x)/2], &levels)<<4
 	}
+}
+
+// nearestE2M1 finds the two levels around the magnitude of v. It needs levels that differ, and
+// distances to them that do.
+func nearestE2M1(v float32, levels *[8]float32) byte {
+	m := math.Float32bits(v) &^ (1 << 31)
+	var i uint32
+	for _, l := range levels[1:] {
+		i += (math.Float32bits(l) - 1 - m) >> 31 // 1 where the magnitude reaches the level
+	}
+	if size := math.Float32frombits(m); i < 7 && levels[i+1]-size < size-levels[i] {
+		i++
+	}
+	if v < 0 && i > 0 {
+		i += 8
+	}
+	return byte(i)
+}
+
+// nearestE2M1Slow compares all 16 distances, as the reference does: what matters where so many are
+// equal that the order decides.
+func nearestE2M1Slow(v float32, levels *[8]float32) byte {
+	best, distance := 0, abs(v)
+	for i := range 16 {
+		l := levels[i&7]
+		if i > 8 {
+			l = -l
+		}
+		if e := abs(l - v); e < distance {
+			best, distance = i, e
+		}
+	}
+	return byte(best)
 }
 
 // ue4m3 is the value of the unsigned scale of NVFP4.

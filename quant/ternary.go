@@ -45,7 +45,7 @@ func encodeQ2_0(b []byte, x []float32) bool {
 }
 
 // digit is 0, 1 or 2 for values near -d, 0 and d, given 1/d.
-func digit(v, id float32) byte { return byte(roundAway(float32(v * id)) + 1) }
+func digit(v, id float32) byte { return byte(roundAway(float32(v*id)) + 1) }
 
 func decodeTQ1_0(y []float32, b []byte) {
 	d := half(b[52:])
