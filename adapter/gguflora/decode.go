@@ -9,6 +9,7 @@ package gguflora
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,7 +73,7 @@ func Open(path string) (*adapter.Adapter, error) {
 // Decode makes an adapter of an open GGUF file, which must stay open while factors are loaded.
 func Decode(m *gguf.Model) (*adapter.Adapter, error) {
 	d := &decoder{file: m.Path(), kvs: m.KVs(), a: &adapter.Adapter{
-		Path: m.Path(), Dialect: "gguf", Space: naming.GGUF, Arch: m.Arch(), Findings: m.Findings(),
+		Path: m.Path(), Dialect: "gguf", Space: naming.GGUF, Arch: m.Arch(), Findings: slices.Clone(m.Findings()),
 	}}
 	for _, step := range []func() error{d.kind, d.alpha, d.tokens, func() error { return d.tensors(m.Tensors()) }} {
 		if err := step(); err != nil {
@@ -204,7 +205,7 @@ func (d *decoder) errorf(reason, tensor, format string, a ...any) *finding.Findi
 func (d *decoder) norm(t *tensor.Tensor) {
 	d.warn("peer_ignores", "a whole norm vector: it replaces the base's here, while llama.cpp ignores it").In(t.Name)
 	d.a.Updates = append(d.a.Updates, adapter.Update{
-		Target: target(t.Name), Kind: adapter.Replace, Value: adapter.FromTensor(*t, 1, t.Shape[0], adapter.ReadFloats), Tensors: []string{t.Name},
+		Target: target(t.Name), Kind: adapter.Replace, Scale: adapter.Scale{Value: 1, Source: "replacement"}, Value: adapter.FromTensor(*t, 1, t.Shape[0], adapter.ReadFloats), Tensors: []string{t.Name},
 	})
 }
 

@@ -37,7 +37,7 @@ type config struct {
 	tokens                      []tokenSet
 	alora                       []int64
 	bd                          *blockDiagonal
-	velora, monteclora          bool
+	tied                        bool // ensure_weight_tying
 
 	findings []finding.Finding
 }
@@ -126,7 +126,7 @@ func (r *reader) read() {
 	c.init = r.initialisation()
 	c.modulesToSave, c.parameters = r.names("modules_to_save"), r.names("target_parameters")
 	c.alora = r.ints("alora_invocation_tokens", r.o.vals["alora_invocation_tokens"])
-	c.velora, c.monteclora = set(r.o.vals["velora_config"]), set(r.o.vals["monteclora_config"])
+	c.tied = r.flag("ensure_weight_tying")
 	r.checkFeatures()
 	if r.err != nil {
 		return

@@ -94,6 +94,9 @@ func (c *config) metadata() [][2]string {
 	}
 	add("peft_version", c.version)
 	add("task_type", c.taskType)
+	if c.tied {
+		add("ensure_weight_tying", "true")
+	}
 	if len(c.alora) > 0 {
 		add(adapter.InvocationTokens, strings.Trim(strings.ReplaceAll(fmt.Sprint(c.alora), " ", ","), "[]"))
 	}

@@ -289,6 +289,8 @@ func (e *encoder) facts() {
 		switch m[0] {
 		case "task_type":
 			e.config["task_type"] = m[1]
+		case "ensure_weight_tying":
+			e.config["ensure_weight_tying"] = true
 		case "peft_version":
 			e.config["peft_version"] = m[1]
 		case adapter.InvocationTokens:

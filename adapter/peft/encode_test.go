@@ -145,8 +145,8 @@ func random(r *rand.Rand) *adapter.Adapter {
 		}
 	}
 	a.Updates = append(a.Updates,
-		adapter.Update{Target: adapter.Target{Module: "lm_head", Param: "weight"}, Kind: adapter.Replace, Layer: adapter.Linear, Value: matrix(3, 4)},
-		adapter.Update{Target: adapter.Target{Module: "model.embed_tokens", Param: "weight"}, Kind: adapter.Rows, Layer: adapter.Embedding, Value: matrix(2, 4), Index: []int64{7, 3}})
+		adapter.Update{Target: adapter.Target{Module: "lm_head", Param: "weight"}, Kind: adapter.Replace, Layer: adapter.Linear, Scale: replacement, Value: matrix(3, 4)},
+		adapter.Update{Target: adapter.Target{Module: "model.embed_tokens", Param: "weight"}, Kind: adapter.Rows, Layer: adapter.Embedding, Scale: replacement, Value: matrix(2, 4), Index: []int64{7, 3}})
 	return a
 }
 

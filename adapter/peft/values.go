@@ -11,6 +11,9 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
+// replacement is the scale of updates that put a value in the place of the base's.
+var replacement = adapter.Scale{Value: 1, Source: "replacement"}
+
 // values turns whole parameters into replacements: saved modules, biases, and the base rows that PEFT
 // writes beside an adapted embedding.
 func (d *decoder) values(a *adapter.Adapter) error {
@@ -30,7 +33,7 @@ func (d *decoder) values(a *adapter.Adapter) error {
 		if err != nil {
 			return d.errorf("shape_mismatch", v.t.Name, "%v", err)
 		}
-		u := adapter.Update{Target: adapter.Target{Module: v.module, Param: v.param}, Kind: adapter.Replace, Tensors: []string{v.t.Name}}
+		u := adapter.Update{Target: adapter.Target{Module: v.module, Param: v.param}, Kind: adapter.Replace, Scale: replacement, Tensors: []string{v.t.Name}}
 		if len(v.t.Shape) == 2 {
 			u.Layer = adapter.Linear
 		} else if len(v.t.Shape) > 2 {
@@ -71,7 +74,7 @@ func (d *decoder) tokenRows(a *adapter.Adapter) error {
 			return d.errorf("shape_mismatch", v.t.Name, "one row a trained token is needed").Expected(v.t.Shape, fmt.Sprintf("[%d, dim]", len(ids)))
 		}
 		a.Updates = append(a.Updates, adapter.Update{
-			Target: adapter.Target{Module: v.module, Param: "weight"}, Kind: adapter.Rows, Layer: adapter.Embedding,
+			Target: adapter.Target{Module: v.module, Param: "weight"}, Kind: adapter.Rows, Layer: adapter.Embedding, Scale: replacement,
 			Value: adapter.FromTensor(*v.t, v.t.Shape[0], v.t.Shape[1], adapter.ReadFloats), Index: ids, Tensors: []string{v.t.Name},
 		})
 	}
