@@ -23,3 +23,5 @@ require (
 	golang.org/x/sys v0.49.0
 	google.golang.org/protobuf v1.36.12
 )
+
+require golang.org/x/text v0.22.0 // indirect

@@ -281,7 +281,7 @@ func (p *planner) bindOne(out *Output, b bound) error {
 	if out.source.DType == tensor.Invalid {
 		return finding.Errorf("container.unsupported", base, "tensor has no known type").In(out.Name)
 	}
-	applied := Applied{Adapter: b.in.Adapter.Path, Module: u.Target.String(), Kind: u.Kind, Rank: u.Rank, Place: describe(b.place)}
+	applied := Applied{Adapter: b.in.Adapter.Path, Module: moduleName(u.Target), Kind: u.Kind, Rank: u.Rank, Place: describe(b.place)}
 	if u.Kind == adapter.LowRank || u.Kind == adapter.DoRA || u.Kind == adapter.Bias {
 		s := u.Scale
 		applied.Scale = &s
@@ -302,6 +302,14 @@ func (p *planner) bindOne(out *Output, b bound) error {
 	}
 	out.ops = append(out.ops, op)
 	return nil
+}
+
+// moduleName is how reports call what an update changes: the module, or the parameter when it is not its weight.
+func moduleName(t adapter.Target) string {
+	if t.Param == "weight" {
+		return t.Module
+	}
+	return t.String()
 }
 
 // Quantized reports whether the base stores the tensor in a block type.

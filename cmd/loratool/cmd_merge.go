@@ -1,0 +1,406 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/urfave/cli/v2"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/tensor"
+	"github.com/loratool/loratool/verify"
+)
+
+func mergeCommand(t *terminal) *cli.Command {
+	return &cli.Command{
+		Name:      "merge",
+		Usage:     "bake adapters into a base model",
+		ArgsUsage: "BASE",
+		Description: "Writes a model of BASE's format whose weights are BASE plus the adapters. The output appears whole or not at all,\n" +
+			"and is checked from the written file: exactly on a sample of rows, and with ONNX Runtime where the library is installed.\n\n" +
+			"Exit status: 0 done, 1 the check of the output failed, 2 could not complete, 3 no target matched, 4 usage.",
+		Flags: append([]cli.Flag{
+			adapterFlag(),
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`: a file, or a folder when BASE is one"},
+			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own)"},
+			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16"},
+			&cli.StringFlag{Name: "requant", Value: "auto", Usage: "`HOW` an updated tensor returns to a quantized type: rtn (decode, add, encode), refuse"},
+			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
+			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and write nothing"},
+			&cli.StringFlag{Name: "check", Value: "sample:8", Usage: "check the output: off, sample:`N` modules with ONNX Runtime, all"},
+			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
+			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
+			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
+			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
+			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
+		}, dialectFlags()...),
+		Action: func(c *cli.Context) error { return runMerge(t, c) },
+	}
+}
+
+// A mergeDocument is what merge prints with --json.
+type mergeDocument struct {
+	SchemaVersion int               `json:"schema_version"`
+	Output        string            `json:"output"`
+	Format        string            `json:"format"`
+	Bytes         int64             `json:"bytes"`
+	Pairs         []merge.Pair      `json:"pairs"`
+	Modules       []merge.Stats     `json:"modules"`
+	Retention     *verify.Retention `json:"retention,omitempty"`
+	Check         *verify.Report    `json:"check,omitempty"`
+	Findings      []finding.Finding `json:"findings"`
+}
+
+type mergeArguments struct {
+	base, output, name string
+	options            merge.Options
+	check              checkLevel
+	shard              int64
+	reports            []string
+	format             string
+}
+
+func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
+	if a.base, err = oneArgument(c, "base model"); err != nil {
+		return a, err
+	}
+	if len(c.StringSlice("adapter")) == 0 {
+		return a, usagef("merge needs at least one adapter (-a PATH)")
+	}
+	if a.output = c.String("output"); a.output == "" && !c.Bool("dry-run") {
+		return a, usagef("merge needs an output (-o PATH)")
+	}
+	if a.options.DType, err = parseDType(c.String("dtype")); err != nil {
+		return a, err
+	}
+	switch r := c.String("requant"); r {
+	case "auto", "rtn":
+	case "refuse":
+		a.options.RefuseRequant = true
+	default:
+		return a, usagef("--requant %q: rtn or refuse (adapter-preserving rounding, match, is not offered yet)", r)
+	}
+	switch p := merge.Compat(c.String("compat")); p {
+	case merge.CompatNone, merge.CompatPEFT, merge.CompatPEFTSafe, merge.CompatPEFTNoAutocast:
+		a.options.Compat = p
+	default:
+		return a, usagef("--compat %q: peft, peft-safe or peft-noautocast", p)
+	}
+	a.options.AllowUnmatched = c.Bool("allow-unmatched")
+	if a.check, err = parseCheck(c.String("check"), c.String("device"), c.Uint64("seed")); err != nil {
+		return a, err
+	}
+	if s := c.String("max-shard-size"); s != "" {
+		if a.shard, err = parseSize(s); err != nil {
+			return a, usagef("--max-shard-size: %v", err)
+		}
+	}
+	a.reports = c.StringSlice("report")
+	for _, r := range a.reports {
+		if !strings.HasSuffix(r, ".json") {
+			return a, usagef("--report %q: reports are written as .json", r)
+		}
+	}
+	a.format = c.String("to")
+	return a, nil
+}
+
+func runMerge(t *terminal, c *cli.Context) error {
+	args, err := readMergeArguments(c)
+	if err != nil {
+		return err
+	}
+	base, err := openBase(args.base)
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	if f := args.format; f != "" && !strings.EqualFold(f, base.Format()) {
+		return finding.Errorf("merge.unsupported_format", args.base, "a %s base is written as %s; another format is not offered yet", base.Format(), base.Format()).
+			Expected("--to "+f, base.Format())
+	}
+	dialect, err := dialectOptions(c)
+	if err != nil {
+		return err
+	}
+	inputs, closeAdapters, err := openAdapters(c.StringSlice("adapter"), dialect)
+	if err != nil {
+		return err
+	}
+	defer closeAdapters()
+	args.options.Resolve = merge.Resolvers(base)
+	plan, err := merge.NewPlan(base, inputs, args.options)
+	plan.Findings = append(base.Findings(), plan.Findings...)
+	if c.Bool("dry-run") {
+		return printPlan(t, plan, err)
+	}
+	if err != nil {
+		return refusePlan(t, plan, err)
+	}
+	m := merging{t: t, args: args, base: base, inputs: inputs, plan: plan}
+	if err := m.write(c.Context, c.Bool("force")); err != nil {
+		return err
+	}
+	return m.checkAndReport(c.Context)
+}
+
+// refusePlan reports all that is wrong with a plan, not only the first thing.
+func refusePlan(t *terminal, plan *merge.Plan, err error) error {
+	first := finding.Of(err)
+	if first == nil {
+		return err
+	}
+	if t.json {
+		if err := t.document(plan); err != nil {
+			return err
+		}
+	}
+	t.report(plan.Findings)
+	applied := 0
+	for _, p := range plan.Pairs {
+		if p.State != "refused" {
+			applied++
+		}
+	}
+	if len(plan.Pairs) > 0 {
+		fmt.Fprintf(t.err, "loratool: %d of %d adapter updates fit the base; nothing was written\n", applied, len(plan.Pairs))
+	}
+	if applied == 0 && first.Code == "match.unmatched_target" {
+		return status(exitNothing)
+	}
+	if first.Code == "match.nothing_to_do" {
+		return status(exitNothing)
+	}
+	return status(exitFailed)
+}
+
+// A merging is one run of the command after its plan was made.
+type merging struct {
+	t      *terminal
+	args   mergeArguments
+	base   formats.Writable
+	inputs []merge.Input
+	plan   *merge.Plan
+	stats  []merge.Stats
+	bytes  int64
+}
+
+// provenance names what the output was made of, where the format has a place for it.
+func (m *merging) provenance() [][2]string {
+	var names []string
+	for _, in := range m.inputs {
+		names = append(names, fmt.Sprintf("%s:%g", filepath.Base(filepath.Clean(in.Adapter.Path)), in.Scale))
+	}
+	return [][2]string{
+		{"loratool.base", filepath.Base(filepath.Clean(m.args.base))},
+		{"loratool.adapters", strings.Join(names, ",")},
+	}
+}
+
+func (m *merging) write(ctx context.Context, force bool) error {
+	specs := make([]tensor.Spec, len(m.plan.Tensors))
+	for i := range m.plan.Tensors {
+		specs[i] = m.plan.Tensors[i].Spec()
+	}
+	l, err := m.base.Layout(specs, layout.Options{
+		Name: filepath.Base(filepath.Clean(m.args.output)), MaxShardSize: m.args.shard, Provenance: m.provenance(),
+	})
+	if err != nil {
+		return err
+	}
+	w, err := layout.Create(m.args.output, l, force)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, f := range l.Files {
+		m.bytes += f.Size
+	}
+	var total int64
+	for _, it := range l.Items {
+		total += it.Size
+	}
+	add, done := m.t.bar("merging", total)
+	m.stats, err = merge.Run(ctx, m.plan, l, w, merge.RunOptions{Jobs: m.t.jobs, MaxMemory: m.t.maxMemory, Progress: add})
+	if err == nil {
+		err = w.WriteSpans(ctx)
+	}
+	done()
+	if err != nil {
+		return err
+	}
+	return w.Commit()
+}
+
+// checkAndReport verifies the written file and prints what was done.
+func (m *merging) checkAndReport(ctx context.Context) error {
+	doc := mergeDocument{
+		SchemaVersion: verify.SchemaVersion, Output: m.args.output, Format: m.base.Format(), Bytes: m.bytes,
+		Pairs: m.plan.Pairs, Modules: m.stats, Findings: append([]finding.Finding{}, m.plan.Findings...),
+	}
+	var names []string
+	var values []float64
+	for _, s := range m.stats {
+		names, values = append(names, s.Module), append(values, s.Retention)
+	}
+	doc.Retention = verify.SummarizeRetention(names, values)
+	report, err := m.t.checkMerge(ctx, m.plan, m.args.output, m.args.check)
+	if err != nil {
+		return err
+	}
+	if report != nil {
+		doc.Check = report
+		doc.Findings = append(doc.Findings, report.Findings...)
+	}
+	if m.t.json {
+		if err := m.t.document(doc); err != nil {
+			return err
+		}
+	}
+	for _, path := range m.args.reports {
+		if err := writeJSON(path, doc); err != nil {
+			return err
+		}
+	}
+	m.t.report(doc.Findings)
+	m.print(report)
+	if report != nil && report.Verdict == verify.Reject {
+		return status(exitFound)
+	}
+	return nil
+}
+
+func (m *merging) print(report *verify.Report) {
+	out := m.t.text()
+	applied, replaced := 0, 0
+	for _, p := range m.plan.Pairs {
+		switch p.State {
+		case "applied":
+			applied++
+		case "replaced":
+			replaced++
+		}
+	}
+	fmt.Fprintf(out, "%s: %d updates applied, %d replaced, of %d; %s written\n", m.args.output, applied, replaced, len(m.plan.Pairs), formatSize(m.bytes))
+	w := table.NewWriter()
+	w.SetStyle(plainTable())
+	w.AppendHeader(table.Row{"stored as", "tensors", "retention min", "median", "update ratio", "changed"})
+	for _, g := range groupStats(m.stats) {
+		w.AppendRow(table.Row{g.typ, g.n, fmt.Sprintf("%.4f", g.retention.Min), fmt.Sprintf("%.4f", g.retention.Median), fmt.Sprintf("%.2e", g.ratio), fmt.Sprintf("%.1f %%", 100*g.changed)})
+	}
+	fmt.Fprintln(out, w.Render())
+	if report != nil {
+		printCheck(out, report)
+	}
+}
+
+type statsGroup struct {
+	typ            string
+	n              int
+	retention      *verify.Retention
+	ratio, changed float64
+}
+
+// groupStats sums the measurements up by stored type.
+func groupStats(stats []merge.Stats) []statsGroup {
+	var groups []statsGroup
+	for _, s := range stats {
+		i := 0
+		for i < len(groups) && groups[i].typ != s.Type {
+			i++
+		}
+		if i == len(groups) {
+			groups = append(groups, statsGroup{typ: s.Type})
+		}
+	}
+	for i := range groups {
+		g := &groups[i]
+		var names []string
+		var values []float64
+		for _, s := range stats {
+			if s.Type == g.typ {
+				g.n++
+				g.ratio += s.Ratio
+				g.changed += s.Changed
+				names, values = append(names, s.Module), append(values, s.Retention)
+			}
+		}
+		g.ratio /= float64(g.n)
+		g.changed /= float64(g.n)
+		g.retention = verify.SummarizeRetention(names, values)
+	}
+	return groups
+}
+
+func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
+	if planErr != nil && finding.Of(planErr) == nil {
+		return planErr
+	}
+	if plan.Findings == nil {
+		plan.Findings = []finding.Finding{}
+	}
+	if t.json {
+		if err := t.document(plan); err != nil {
+			return err
+		}
+	}
+	w := table.NewWriter()
+	w.SetStyle(plainTable())
+	w.AppendHeader(table.Row{"tensor", "shape", "from", "to", "updates"})
+	for _, out := range plan.Tensors {
+		var ups []string
+		for _, u := range out.Updates {
+			s := string(u.Kind)
+			if u.Scale != nil {
+				s += fmt.Sprintf(" r %d × %g (%s)", u.Rank, u.Scale.Value, u.Scale.Source)
+			}
+			if u.Place != "" {
+				s += ", " + u.Place
+			}
+			ups = append(ups, s)
+		}
+		spec := out.Spec()
+		w.AppendRow(table.Row{finding.Escape(out.Name), out.Shape.String(), tensor.DType(out.SourceType).String(), spec.DType.String(), strings.Join(ups, "; ")})
+	}
+	fmt.Fprintln(t.text(), w.Render())
+	if planErr != nil {
+		plan.Pairs = append([]merge.Pair(nil), plan.Pairs...)
+		t.report(plan.Findings)
+		return status(exitFailed)
+	}
+	t.report(plan.Findings)
+	return nil
+}
+
+func parseDType(s string) (tensor.DType, error) {
+	switch strings.ToLower(s) {
+	case "keep", "":
+		return tensor.Invalid, nil
+	case "f32", "f16", "bf16":
+		d, _ := tensor.ParseDType(s)
+		return d, nil
+	}
+	return tensor.Invalid, usagef("--dtype %q: keep, f32, f16 or bf16", s)
+}
+
+// writeJSON writes a report beside nothing else: a small file, replaced whole.
+func writeJSON(path string, v any) error {
+	b, err := marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".tmp" + strconv.Itoa(os.Getpid())
+	if err := os.WriteFile(tmp, b, 0o666); err != nil {
+		return finding.Errorf("output.io", path, "%v", err)
+	}
+	return os.Rename(tmp, path)
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/urfave/cli/v2"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/tensor"
+	"github.com/loratool/loratool/verify"
+)
+
+func verifyCommand(t *terminal) *cli.Command {
+	return &cli.Command{
+		Name:      "verify",
+		Usage:     "check a file, an adapter against its base, or a merged model",
+		ArgsUsage: "FILE | ADAPTER --base BASE | MERGED --base BASE -a ADAPTER[:S]…",
+		Description: "FILE: is it sound?\nADAPTER --base BASE: will it fit, and do something?\n" +
+			"MERGED --base BASE -a ADAPTER: is it really BASE + adapters? Answered exactly and with ONNX Runtime.\n\n" +
+			"Exit status: 0 sound, 1 something is wrong (with --fail-on warning: or odd), 2 could not check, 4 usage.",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "base", Usage: "base model, `PATH`"},
+			adapterFlag(),
+			&cli.StringFlag{Name: "sample", Value: "8", Usage: "check `N` modules with ONNX Runtime, or all modules and every row"},
+			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
+			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
+			&cli.BoolFlag{Name: "tensors", Usage: "list every tensor with its SHA-256"},
+			&cli.BoolFlag{Name: "allow-unmatched", Usage: "accept adapter tensors that match nothing in BASE"},
+			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
+			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
+		}, dialectFlags()...),
+		Action: func(c *cli.Context) error { return runVerify(t, c) },
+	}
+}
+
+func runVerify(t *terminal, c *cli.Context) error {
+	path, err := oneArgument(c, "path")
+	if err != nil {
+		return err
+	}
+	var r *verify.Report
+	switch adapters := c.StringSlice("adapter"); {
+	case c.String("base") == "" && len(adapters) > 0:
+		return usagef("verify -a ADAPTER needs --base BASE")
+	case c.String("base") == "":
+		r, err = verifyFile(t, c, path)
+	case len(adapters) == 0:
+		r, err = verifyAdapter(t, c, path)
+	default:
+		r, err = verifyMerge(t, c, path, adapters)
+	}
+	if err != nil {
+		return err
+	}
+	if t.json {
+		if err := t.document(r); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.StringSlice("report") {
+		if err := writeJSON(p, r); err != nil {
+			return err
+		}
+	}
+	t.report(r.Findings)
+	if r.Verdict == verify.Reject {
+		return status(exitFound)
+	}
+	return nil
+}
+
+// verifyFile checks a file alone; an adapter folder is also decoded.
+func verifyFile(t *terminal, c *cli.Context, path string) (*verify.Report, error) {
+	if _, err := formats.Sniff(path); err != nil && finding.Of(err).Code == "files.missing" {
+		return nil, err
+	}
+	r, err := verify.File(c.Context, path, c.Bool("tensors"))
+	if err != nil {
+		return nil, err
+	}
+	if isAdapter(path) && r.Verdict != verify.Reject {
+		opt, err := dialectOptions(c)
+		if err != nil {
+			return nil, err
+		}
+		if err := verify.AdapterFile(r, path, opt); err != nil {
+			return nil, err
+		}
+	}
+	fmt.Fprintf(t.text(), "%s: %s\n", finding.Escape(path), r.Verdict)
+	if len(r.Tensors) > 0 {
+		printDigests(t, r)
+	}
+	return r, nil
+}
+
+func printDigests(t *terminal, r *verify.Report) {
+	w := table.NewWriter()
+	w.SetStyle(plainTable())
+	w.AppendHeader(table.Row{"tensor", "type", "shape", "sha256"})
+	for _, name := range sortedKeys(r.Tensors) {
+		d := r.Tensors[name]
+		w.AppendRow(table.Row{finding.Escape(name), d.DType, tensor.Shape(d.Shape).String(), d.SHA256})
+	}
+	fmt.Fprintln(t.text(), w.Render())
+}
+
+// planAgainst opens a base and adapters and plans their merge.
+func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr error, closeAll func(), err error) {
+	base, err := openBase(c.String("base"))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	opt, err := dialectOptions(c)
+	if err != nil {
+		base.Close()
+		return nil, nil, nil, err
+	}
+	inputs, closeAdapters, err := openAdapters(adapters, opt)
+	if err != nil {
+		base.Close()
+		return nil, nil, nil, err
+	}
+	plan, planErr = merge.NewPlan(base, inputs, merge.Options{
+		Resolve: merge.Resolvers(base), AllowUnmatched: c.Bool("allow-unmatched"), Compat: merge.Compat(c.String("compat")), CheckOnly: true,
+	})
+	plan.Findings = append(base.Findings(), plan.Findings...)
+	return plan, planErr, func() { closeAdapters(); base.Close() }, nil
+}
+
+func verifyAdapter(t *terminal, c *cli.Context, path string) (*verify.Report, error) {
+	plan, planErr, closeAll, err := planAgainst(c, []string{path})
+	if err != nil {
+		if f := finding.Of(err); f != nil && f.Code != "files.missing" {
+			return verify.Rejected(f), nil
+		}
+		return nil, err
+	}
+	defer closeAll()
+	r, fits, err := verify.Adapter(c.Context, plan, planErr)
+	if err != nil {
+		return nil, err
+	}
+	applied := 0
+	for _, p := range plan.Pairs {
+		if p.State != "refused" {
+			applied++
+		}
+	}
+	fmt.Fprintf(t.text(), "%s: %d of %d updates fit %s\n", finding.Escape(path), applied, len(plan.Pairs), finding.Escape(filepath.Base(c.String("base"))))
+	if len(fits) > 0 {
+		low, high := fits[0], fits[0]
+		for _, f := range fits {
+			if f.Ratio < low.Ratio {
+				low = f
+			}
+			if f.Ratio > high.Ratio {
+				high = f
+			}
+		}
+		fmt.Fprintf(t.text(), "update ratio: smallest %.2e (%s), largest %.2e (%s)\n", low.Ratio, finding.Escape(low.Module), high.Ratio, finding.Escape(high.Module))
+	}
+	return r, nil
+}
+
+func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*verify.Report, error) {
+	level, err := parseCheck(c.String("sample"), c.String("device"), c.Uint64("seed"))
+	if err != nil {
+		return nil, err
+	}
+	plan, planErr, closeAll, err := planAgainst(c, adapters)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll()
+	if planErr != nil {
+		t.report(plan.Findings)
+		return nil, status(exitFailed)
+	}
+	r, err := t.checkMerge(c.Context, plan, path, level)
+	if err != nil {
+		return nil, err
+	}
+	r.Findings = append(plan.Findings, r.Findings...)
+	printModules(t, r)
+	printCheck(t.text(), r)
+	return r, nil
+}
+
+func printModules(t *terminal, r *verify.Report) {
+	w := table.NewWriter()
+	w.SetStyle(plainTable())
+	w.AppendHeader(table.Row{"module", "type", "retention", "rel error", "update ratio", "runtime", ""})
+	for _, m := range r.Modules {
+		byRuntime, verdict := "", "ok"
+		if m.Runtime != nil {
+			byRuntime = fmt.Sprintf("%s α %.4f", m.Runtime.Provider, m.Runtime.Retention)
+		}
+		if !m.Pass {
+			verdict = m.Why
+		}
+		w.AppendRow(table.Row{finding.Escape(m.Module), m.Type, fmt.Sprintf("%.4f", m.Retention), fmt.Sprintf("%.1e", m.RelError), fmt.Sprintf("%.2e", m.Ratio), byRuntime, verdict})
+	}
+	fmt.Fprintln(t.text(), w.Render())
+}

@@ -1,0 +1,118 @@
+// Command loratool bakes LoRA adapters into model weights, converts adapters between ecosystems, and
+// proves the result. It reads safetensors, GGUF, ONNX and PyTorch files.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/loratool/loratool/onnxruntime"
+)
+
+func main() {
+	onnxruntime.ServeProbe() // a child that tries a GPU provider ends here
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
+
+// run is the whole program; tests call it in-process.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := interruptible(context.Background())
+	defer stop()
+	t := &terminal{out: stdout, err: stderr}
+	app := newApp(t)
+	args, err := arrange(app, args)
+	if err == nil {
+		err = app.RunContext(ctx, args)
+	}
+	return t.finish(context.Cause(ctx), err)
+}
+
+func newApp(t *terminal) *cli.App {
+	app := &cli.App{
+		Name:                      "loratool",
+		Usage:                     "bake, convert and check LoRA adapters",
+		Version:                   version(),
+		HideVersion:               true,
+		Flags:                     globalFlags(),
+		Writer:                    t.out,
+		ErrWriter:                 t.err,
+		DisableSliceFlagSeparator: true,
+		UseShortOptionHandling:    true,
+		Suggest:                   true,
+		EnableBashCompletion:      true,
+		Before:                    t.configure,
+		CommandNotFound: func(c *cli.Context, name string) {
+			t.notFound = usagef("unknown command %q", name)
+		},
+		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) },
+		ExitErrHandler: func(*cli.Context, error) {},
+		Commands: []*cli.Command{
+			inspectCommand(t), mergeCommand(t), convertCommand(t), verifyCommand(t), runtimeCommand(t),
+			completionCommand(t), versionCommand(t),
+		},
+	}
+	for _, c := range app.Commands {
+		finishCommand(c)
+	}
+	return app
+}
+
+// finishCommand gives a command what all of them share.
+func finishCommand(c *cli.Command) {
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) }
+	c.UseShortOptionHandling = true
+	for _, s := range c.Subcommands {
+		finishCommand(s)
+	}
+}
+
+func globalFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "print one JSON document on stdout; human text goes to stderr"},
+		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print errors only"},
+		&cli.StringFlag{Name: "progress", Value: "auto", Usage: "`WHEN` to show progress: auto (on a terminal), always, never"},
+		&cli.IntFlag{Name: "jobs", Usage: "use `N` workers (default: one a processor)"},
+		&cli.StringFlag{Name: "max-memory", Usage: "keep weight buffers below `SIZE`, for example 512MiB"},
+		&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of messages on stderr: text, json"},
+		&cli.StringFlag{Name: "fail-on", Value: "error", Usage: "lowest `LEVEL` of finding that makes the exit status 1: error, warning"},
+		&cli.StringFlag{Name: "ort-lib", Usage: "ONNX Runtime library to use, `PATH`"},
+	}
+}
+
+// An interrupt is the cause of a context that a signal cancelled.
+type interrupt struct{ signal os.Signal }
+
+func (i interrupt) Error() string { return fmt.Sprintf("stopped by %v", i.signal) }
+
+// interruptible returns a context that SIGINT and SIGTERM cancel; a second signal ends the program at once.
+func interruptible(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		if s, ok := <-ch; ok {
+			cancel(interrupt{s})
+			if s, ok := <-ch; ok {
+				os.Exit(signalStatus(s))
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		close(ch)
+		cancel(nil)
+	}
+}
+
+func signalStatus(s os.Signal) int {
+	if s == syscall.SIGTERM {
+		return 143
+	}
+	return 130
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/dialect"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/merge"
+	"github.com/urfave/cli/v2"
+)
+
+// adapterFlag is the repeatable -a PATH[:SCALE].
+func adapterFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "adapter", Aliases: []string{"a"}, Usage: "adapter `PATH[:SCALE]`; repeatable, a negative scale subtracts"}
+}
+
+// parseAdapter splits PATH[:SCALE]. A colon that no number follows belongs to the path.
+func parseAdapter(s string) (path string, scale float64, err error) {
+	if i := strings.LastIndexByte(s, ':'); i > 0 {
+		if x, err := strconv.ParseFloat(s[i+1:], 64); err == nil {
+			if x != x || x-x != 0 {
+				return "", 0, usagef("adapter %q: the scale must be a finite number", s)
+			}
+			return s[:i], x, nil
+		}
+	}
+	if s == "" || s == "-" {
+		return "", 0, usagef("adapter %q is not a path", s)
+	}
+	return s, 1, nil
+}
+
+// openAdapters opens the -a arguments. close releases them.
+func openAdapters(args []string, opt dialect.Options) (inputs []merge.Input, closeAll func(), err error) {
+	closeAll = func() {
+		for _, in := range inputs {
+			in.Adapter.Close()
+		}
+	}
+	for _, arg := range args {
+		path, scale, err := parseAdapter(arg)
+		if err == nil {
+			var a *adapter.Adapter
+			if a, err = dialect.Open(path, opt); err == nil {
+				inputs = append(inputs, merge.Input{Adapter: a, Scale: scale})
+			}
+		}
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+	}
+	return inputs, closeAll, nil
+}
+
+// openBase opens the model adapters are baked into.
+func openBase(path string) (formats.Writable, error) {
+	m, err := formats.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	w, ok := m.(formats.Writable)
+	if !ok {
+		m.Close()
+		return nil, finding.Errorf("base.unsupported", path, "adapters are not baked into %s files", m.Format()).
+			Hinted("convert the base to safetensors first")
+	}
+	return w, nil
+}
+
+// oneArgument returns the single positional of a command.
+func oneArgument(c *cli.Context, what string) (string, error) {
+	if c.NArg() != 1 {
+		return "", usagef("%s takes one %s, found %d", c.Command.Name, what, c.NArg())
+	}
+	return c.Args().First(), nil
+}

@@ -1,0 +1,113 @@
+package merge
+
+import (
+	"errors"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/formats/onnx"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
+)
+
+// onnxResolver finds modules in an ONNX graph by the rules of package naming, and by shape where the
+// exporter left no name and only one weight fits.
+func onnxResolver(m *onnx.Model, a *adapter.Adapter) (naming.Resolver, error) {
+	r := byShape{ONNXResolver: naming.NewONNX(onnxGraph(m)), dims: map[adapter.Target][2]int64{}}
+	for _, u := range a.Updates {
+		if u.A.Present() && u.B.Present() && u.Layer == adapter.Linear {
+			r.dims[u.Target] = [2]int64{u.B.Rows, u.A.Cols}
+		}
+	}
+	return r, nil
+}
+
+// byShape adds the last rule: a weight without a usable name, the only one of its shape.
+type byShape struct {
+	*naming.ONNXResolver
+	dims map[adapter.Target][2]int64 // [out, in] of the adapter's linear modules
+}
+
+func (r byShape) Find(module, param string) ([]naming.Place, error) {
+	places, err := r.ONNXResolver.Find(module, param)
+	var missing *naming.NotFound
+	if err == nil || !errors.As(err, &missing) {
+		return places, err
+	}
+	d, ok := r.dims[adapter.Target{Module: module, Param: param}]
+	if !ok {
+		return nil, err
+	}
+	alike := 0 // other modules of the same shape would claim the same weight
+	for target, other := range r.dims {
+		if _, err := r.ONNXResolver.Find(target.Module, target.Param); err != nil && other == d {
+			alike++
+		}
+	}
+	if fits := r.Candidates(d[0], d[1]); len(fits) == 1 && alike == 1 {
+		fits[0].Rule = "shape"
+		return fits, nil
+	}
+	return nil, err
+}
+
+// smallInts is the largest integer initializer whose values names are found with (the sizes of a Split).
+const smallInts = 64
+
+// onnxGraph is the plain data that package naming works on.
+func onnxGraph(m *onnx.Model) naming.ONNXGraph {
+	var g naming.ONNXGraph
+	main := m.Graph()
+	for _, n := range main.Nodes {
+		node := naming.ONNXNode{
+			Name: n.Name, Op: n.OpType, Domain: n.Domain, Inputs: n.Inputs, Outputs: n.Outputs,
+			Ints: map[string][]int64{}, Metadata: properties(n.Props),
+		}
+		for _, a := range n.Attrs {
+			if a.Ints != nil {
+				node.Ints[a.Name] = a.Ints
+			} else {
+				node.Ints[a.Name] = []int64{a.Int}
+			}
+		}
+		g.Nodes = append(g.Nodes, node)
+	}
+	tensors := m.Tensors()
+	for _, i := range main.Initializers {
+		t := &tensors[i]
+		g.Initializers = append(g.Initializers, naming.ONNXInitializer{
+			Name: t.Name, Shape: t.Shape, Ints: smallIntegers(t), Metadata: properties(m.Info(i).Props),
+		})
+	}
+	for _, v := range main.Values {
+		g.Values = append(g.Values, naming.ONNXValue{Name: v.Name, Metadata: properties(v.Props)})
+	}
+	return g
+}
+
+func smallIntegers(t *tensor.Tensor) []int64 {
+	if t.DType != tensor.I64 || len(t.Shape) != 1 || t.Shape[0] > smallInts {
+		return nil
+	}
+	b, err := t.Read()
+	if err != nil {
+		return nil // what cannot be read is unknown; reading the weights will say why
+	}
+	ns := make([]int64, len(b)/8)
+	for i := range ns {
+		for k := range 8 {
+			ns[i] |= int64(b[8*i+k]) << (8 * k)
+		}
+	}
+	return ns
+}
+
+func properties(props [][2]string) map[string]string {
+	if len(props) == 0 {
+		return nil
+	}
+	m := make(map[string]string, len(props))
+	for _, p := range props {
+		m[p[0]] = p[1]
+	}
+	return m
+}

@@ -1,0 +1,145 @@
+package merge
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/formats/onnx"
+	"github.com/loratool/loratool/naming"
+)
+
+// Resolvers returns the function that finds an adapter's modules in a base, for Options.Resolve.
+func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
+	return func(a *adapter.Adapter) (naming.Resolver, error) {
+		names, shapes := []string{}, map[string][]int64{}
+		for _, t := range base.Tensors() {
+			names = append(names, t.Name)
+			shapes[t.Name] = t.Shape
+		}
+		switch m := base.(type) {
+		case *gguf.Model:
+			return ggufResolver(m, a, names)
+		case *onnx.Model:
+			return onnxResolver(m, a)
+		}
+		if a.Space == naming.GGUF {
+			return nil, finding.Errorf("adapter.wrong_ecosystem", a.Path, "a GGUF adapter does not name the modules of a Hugging Face base").
+				Hinted("loratool convert --to peft --base BASE makes a PEFT adapter of it")
+		}
+		config := readConfig(base.Path())
+		return conv1D{naming.NewHF(names, func(n string) []int64 { return shapes[n] }), config, a}, nil
+	}
+}
+
+func ggufResolver(m *gguf.Model, a *adapter.Adapter, names []string) (naming.Resolver, error) {
+	if t, _ := m.KVs().Text("general.type"); t == "adapter" {
+		return nil, finding.Errorf("base.is_adapter", m.Path(), "the base is itself an adapter").Expected("general.type = adapter", "a model")
+	}
+	if a.Arch != "" && a.Arch != m.Arch() {
+		return nil, finding.Errorf("base.mismatch", a.Path, "the adapter was made for another architecture").Expected(a.Arch, m.Arch())
+	}
+	hp, err := GGUFParameters(m)
+	if err != nil {
+		return nil, finding.Errorf("base.unsupported", m.Path(), "%v", err)
+	}
+	r, err := naming.NewGGUF(m.Arch(), hp, names)
+	if err != nil && a.Space != naming.GGUF {
+		return nil, finding.Errorf("base.unsupported", m.Path(), "%v", err).
+			Hinted("a GGUF adapter names tensors directly and needs no table of names")
+	}
+	return r, nil
+}
+
+// GGUFParameters reads the hyper-parameters that names and row orders depend on from a GGUF model.
+func GGUFParameters(m *gguf.Model) (naming.HyperParameters, error) {
+	return naming.FromMetadata(m.Arch(), func(key string) []int64 {
+		v, ok := m.Get(key)
+		if !ok {
+			return nil
+		}
+		return integers(v)
+	})
+}
+
+// integers are the numbers of a value: one of a scalar, all of a short array, none of anything else.
+func integers(v gguf.Value) []int64 {
+	if n, ok := v.Int(); ok {
+		return []int64{n}
+	}
+	var ns []int64
+	switch xs := v.Any().(type) {
+	case []uint32:
+		for _, x := range xs {
+			ns = append(ns, int64(x))
+		}
+	case []int32:
+		for _, x := range xs {
+			ns = append(ns, int64(x))
+		}
+	}
+	return ns
+}
+
+// readConfig is the config.json beside a base, or nil. What it holds is a hint for names and never
+// trusted for sizes.
+func readConfig(path string) map[string]any {
+	if st, err := os.Stat(path); err == nil && !st.IsDir() {
+		path = filepath.Dir(path)
+	}
+	f, err := os.Open(filepath.Join(path, "config.json"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var config map[string]any
+	if json.NewDecoder(&limited{f, 16 << 20}).Decode(&config) != nil {
+		return nil
+	}
+	return config
+}
+
+type limited struct {
+	f *os.File
+	n int
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	if l.n <= 0 {
+		return 0, os.ErrInvalid
+	}
+	n, err := l.f.Read(p[:min(len(p), l.n)])
+	l.n -= n
+	return n, err
+}
+
+// conv1D adds to a Hugging Face resolver what names do not tell: which weights are stored [in, out].
+type conv1D struct {
+	naming.Resolver
+	config map[string]any
+	a      *adapter.Adapter
+}
+
+func (c conv1D) Find(module, param string) ([]naming.Place, error) {
+	places, err := c.Resolver.Find(module, param)
+	if err != nil || param != "weight" || !naming.IsConv1D(module) {
+		for i := range places {
+			places[i].ByShape = true
+		}
+		return places, err
+	}
+	gpt2 := c.config["model_type"] == "gpt2"
+	if c.config == nil {
+		for i := range c.a.Updates {
+			gpt2 = gpt2 || c.a.Updates[i].FanInFanOut
+		}
+	}
+	for i := range places {
+		places[i].Transposed = gpt2
+		places[i].ByShape = true
+	}
+	return places, nil
+}

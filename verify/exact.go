@@ -1,0 +1,147 @@
+package verify
+
+import (
+	"math"
+
+	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/tensor"
+)
+
+// exact compares rows of an updated tensor, as stored, with W + ΔW in float64.
+type exact struct {
+	ref    *merge.Reference
+	stored tensor.Tensor
+	codec  quant.Codec
+	cols   int64
+	row    int64 // bytes
+
+	res                    Exact
+	dot, delta, base       float64
+	noise, want, ownNoise  float64
+	nonFinite, equalToBase bool
+	blocks, equalBlocks    int64
+	scratch                []byte
+	own                    []float32
+}
+
+// rows checks n rows from first.
+func (e *exact) rows(first, n int64) error {
+	base, merged, want, err := e.ref.Rows(first, n)
+	if err != nil {
+		return err
+	}
+	in := make([]byte, n*e.row)
+	if _, err := e.stored.ReadAt(in, first*e.row); err != nil {
+		return err
+	}
+	got := make([]float32, n*e.cols)
+	e.codec.Decode(got, in)
+	e.res.Rows += n
+	e.res.Elements += int64(len(got))
+	if e.codec.DType().IsBlock() {
+		if err := e.ownRounding(merged, want); err != nil {
+			return err
+		}
+	}
+	for i := range n {
+		a, z := i*e.cols, (i+1)*e.cols
+		e.compare(base[a:z], want[a:z], got[a:z])
+	}
+	return nil
+}
+
+// compare adds one row to the sums. The bound on a float type is half a step of the type, and what a
+// float32 accumulation of the update may differ from the exact sum by: its terms are of the size of
+// the row's update, its result of the size of the weight.
+func (e *exact) compare(base []float32, want []float64, got []float32) {
+	var d2 float64
+	for i, w := range base {
+		d := want[i] - float64(w)
+		d2 += float64(d * d)
+	}
+	rms := math.Sqrt(d2 / float64(len(base)))
+	t := e.codec.DType()
+	for i, g := range got {
+		w, x, s := float64(base[i]), want[i], float64(g)
+		if math.IsNaN(s) || math.IsInf(s, 0) {
+			e.nonFinite = true
+			continue
+		}
+		d, off := x-w, s-x
+		e.dot += float64((s - w) * d)
+		e.delta += float64(d * d)
+		e.base += float64(w * w)
+		e.noise += float64(off * off)
+		e.want += float64(x * x)
+		if s != w {
+			e.equalToBase = false
+		}
+		if t.IsBlock() {
+			continue
+		}
+		step := stepOf(t, x)
+		slack := 0x1p-21 * (math.Abs(w) + math.Abs(x) + 8*rms)
+		off = math.Abs(off)
+		if off <= step/2 {
+			e.res.Rounded++
+		}
+		if off > step/2+slack {
+			e.res.Off++
+		}
+		e.res.MaxSteps = math.Max(e.res.MaxSteps, off/step)
+	}
+}
+
+// ownRounding measures the error that this program's own encoder of the block type makes, which a
+// correct merge by any other encoder should not exceed by much.
+func (e *exact) ownRounding(merged []float32, want []float64) error {
+	if !e.codec.CanEncode() {
+		return nil
+	}
+	if int64(len(e.scratch)) != int64(len(merged))/e.cols*e.row {
+		e.scratch, e.own = make([]byte, int64(len(merged))/e.cols*e.row), make([]float32, len(merged))
+	}
+	if err := e.codec.Encode(e.scratch, merged); err != nil {
+		return err
+	}
+	e.codec.Decode(e.own, e.scratch)
+	for i, x := range want {
+		d := float64(e.own[i]) - x
+		e.ownNoise += float64(d * d)
+	}
+	return nil
+}
+
+// stepOf is the distance between neighbouring values of a float type around x.
+func stepOf(t tensor.DType, x float64) float64 {
+	mantissa, low := 23, -126
+	switch t {
+	case tensor.F64:
+		mantissa, low = 52, -1022
+	case tensor.F16:
+		mantissa, low = 10, -14
+	case tensor.BF16:
+		mantissa, low = 7, -126
+	case tensor.F8E4M3, tensor.F8E4M3FNUZ:
+		mantissa, low = 3, -6
+	case tensor.F8E5M2, tensor.F8E5M2FNUZ:
+		mantissa, low = 2, -14
+	}
+	_, e := math.Frexp(x)
+	return math.Ldexp(1, max(e-1, low)-mantissa)
+}
+
+func (e *exact) retention() float64 {
+	if e.delta == 0 {
+		return 1
+	}
+	return e.dot / e.delta
+}
+
+func ratio(a, b float64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return math.Sqrt(a / b)
+}
