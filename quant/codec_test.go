@@ -283,3 +283,31 @@ func TestNearestE2M1(t *testing.T) {
 		}
 	}
 }
+
+// TestUE4M3 rounds scales to NVFP4's: every code is its own, a midpoint goes up, and all of
+// the last binade becomes the largest scale.
+func TestUE4M3(t *testing.T) {
+	for c := byte(1); c < 0x7e; c++ {
+		low, high := ue4m3(c), ue4m3(c+1)
+		middle := (low + high) / 2
+		for _, x := range []struct {
+			in   float32
+			want byte
+		}{{low, c}, {math.Nextafter32(middle, 0), c}, {middle, c + 1}, {high, c + 1}} {
+			if x.in < 0x1p-6 && x.in > 7*0x1p-9 {
+				continue // above the last subnormal the reference stays there up to the first normal scale
+			}
+			if x.in >= 248 {
+				x.want = 0x7e
+			}
+			if got := toUE4M3(x.in); got != x.want {
+				t.Errorf("%v is code %#02x, want %#02x", x.in, got, x.want)
+			}
+		}
+	}
+	for in, want := range map[float32]byte{0: 0, 0x1p-11: 0, 0x1p-10: 1, 448: 0x7e, 1e30: 0x7e, -1: 0} {
+		if got := toUE4M3(in); got != want {
+			t.Errorf("%v is code %#02x, want %#02x", in, got, want)
+		}
+	}
+}

@@ -167,7 +167,8 @@ func ue4m3(c byte) float32 {
 	return e4m3.values[c&0x7f]
 }
 
-// toUE4M3 rounds a scale to NVFP4's, a half upwards, and stops at the largest.
+// toUE4M3 rounds a scale to NVFP4's, a half upwards. As in the reference, everything that rounds to 256
+// or more becomes the largest scale, 448.
 func toUE4M3(f float32) byte {
 	u := math.Float32bits(f)
 	exponent, fraction := int(u>>23)-127+7, u>>20&7

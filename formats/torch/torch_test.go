@@ -87,6 +87,9 @@ func TestLegacy(t *testing.T) {
 			t.Fatalf("the first %d of %d bytes give %v", n, len(data), err)
 		}
 	}
+	if _, err := load(append(data, 0)); finding.Of(err) == nil || finding.Of(err).Code != "container.trailing_bytes" {
+		t.Errorf("a byte after the end gives %v", err)
+	}
 }
 
 // A part of a storage, as torch before 0.4 wrote it, begins at its own offset.
@@ -184,6 +187,8 @@ func TestRefusals(t *testing.T) {
 		"attributes":         {build(func(p *pickler) { one(p); p.op("}b") }), "bad_target"},
 		"append to a tuple":  {build(func(p *pickler) { p.op(")Na") }), "bad_target"},
 		"list as key":        {build(func(p *pickler) { p.op("}]Ns") }), "bad_key"},
+		"memo index":         {build(func(p *pickler) { p.op("}r\xff\xff\xff\xff") }), "bad_memo"},
+		"memo empty":         {build(func(p *pickler) { p.op("h\x01") }), "bad_memo"},
 		"two values":         {build(func(p *pickler) { p.op("NN") }), "stack_leftover"},
 		"value below a mark": {build(func(p *pickler) { p.op("N(0R") }), "stack_underflow"},
 		"numbers as keys":    {build(func(p *pickler) { p.op("}").num(1); one(p); p.op("s") }), "not_a_state_dict"},
