@@ -29,6 +29,9 @@ type ONNXInitializer struct {
 	Shape    []int64
 	Ints     []int64
 	Metadata map[string]string
+	// Inner is how many node inputs of subgraphs read the tensor. Which modules these belong to is not
+	// found out.
+	Inner int
 }
 
 // An ONNXValue is an entry of value_info.
@@ -78,6 +81,7 @@ const (
 // A binding is one use of an initializer by a node that computes with it.
 type binding struct {
 	init, node int
+	reader     Reader // the first node on the way from the initializer to node
 	role       role
 	transposed bool
 	packed     bool          // an Attention operator's q|k|v
@@ -115,7 +119,7 @@ func NewONNX(g ONNXGraph) *ONNXResolver {
 	}
 	for i, t := range g.Initializers {
 		if r.index[t.Name] == i && len(t.Shape) > 0 {
-			r.trace(i, t.Name, false, map[int]bool{}, 0)
+			r.trace(i, t.Name, false, map[int]bool{}, 0, nil)
 		}
 	}
 	r.biases()
@@ -204,7 +208,41 @@ func (r *ONNXResolver) place(at []int, rule int) (Place, string) {
 			r.tensor(best).Name, r.graph.Nodes[b.node].Op)
 	}
 	name := r.tensor(best).Name
-	return Place{Tensor: name, Transposed: b.transposed, Rule: ruleNames[rule], Uses: len(r.uses[name]), Node: b.node}, ""
+	return Place{
+		Tensor: name, Transposed: b.transposed, Rule: ruleNames[rule],
+		Uses: len(r.uses[name]) + r.tensor(best).Inner, Node: b.node, Readers: r.readers(best),
+	}, ""
+}
+
+// readers are the reads of an initializer that belong to the module of one of its bindings: those that do
+// the same with it under the same path. They are none where subgraphs read it too.
+func (r *ONNXResolver) readers(best int) []Reader {
+	b := r.bindings[best]
+	if r.tensor(best).Inner > 0 {
+		return nil
+	}
+	seen := map[Reader]bool{}
+	var own []Reader
+	for _, i := range r.byInit[b.init] {
+		o := r.bindings[i]
+		if o.role != b.role || seen[o.reader] {
+			continue
+		}
+		if mine, other := b.nodePath(), o.nodePath(); mine != "" && other != "" && key(mine) != key(other) {
+			continue
+		}
+		seen[o.reader] = true
+		own = append(own, o.reader)
+	}
+	return own
+}
+
+// nodePath is the module path that the reading node itself tells.
+func (b *binding) nodePath() string {
+	if p := b.paths[byNodePath]; p != "" {
+		return p
+	}
+	return b.paths[byMetadata]
 }
 
 func (r *ONNXResolver) tensor(b int) *ONNXInitializer {

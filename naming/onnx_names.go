@@ -8,19 +8,23 @@ const longestChain = 16
 
 // trace follows an initializer through nodes that only rearrange it and binds it where it is used. seen
 // are the nodes already passed.
-func (r *ONNXResolver) trace(init int, value string, transposed bool, seen map[int]bool, depth int) {
+func (r *ONNXResolver) trace(init int, value string, transposed bool, seen map[int]bool, depth int, reader *Reader) {
 	shape := r.graph.Initializers[init].Shape
 	for _, u := range r.uses[value] {
 		n := r.graph.Nodes[u.node]
+		first := reader
+		if first == nil {
+			first = &Reader{u.node, u.input}
+		}
 		if u.input == 0 && n.Domain == "" && len(n.Outputs) == 1 && !seen[u.node] && depth < longestChain {
 			turned, ok := rearranges(n, len(shape))
 			if ok {
 				seen[u.node] = true
-				r.trace(init, n.Outputs[0], transposed != turned, seen, depth+1)
+				r.trace(init, n.Outputs[0], transposed != turned, seen, depth+1, first)
 				continue
 			}
 		}
-		b := binding{init: init, node: u.node}
+		b := binding{init: init, node: u.node, reader: *first}
 		b.role, b.transposed, b.packed = reads(n, u.input, len(shape), transposed)
 		if b.role == vector {
 			b.added = isAdded(n, u.input)

@@ -45,10 +45,15 @@ type Place struct {
 	// matrix number Matrix (a base that stores each expert on its own).
 	Matrix, Matrices int64
 	// Uses is how many node inputs of an ONNX graph read the tensor, and Node the index of the node whose
-	// operator gave this place its orientation. Uses > 1: changing the tensor changes other modules too.
-	// 0 outside ONNX.
+	// operator gave this place its orientation. Readers are those of the uses that are known to belong to
+	// this module; where there are fewer of them than uses, changing the tensor changes other modules too.
+	// 0 and nil outside ONNX.
 	Uses, Node int
+	Readers    []Reader
 }
+
+// A Reader is an input of a node of an ONNX graph, by indexes.
+type Reader struct{ Node, Input int }
 
 // Canonical is the canonical row that row RowOffset+i of the place's tensor (or of its matrix in a
 // stack) holds, where the place fills rows rows: the whole output axis, or Rows where that is set.
