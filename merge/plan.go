@@ -141,6 +141,9 @@ func NewPlan(base Base, inputs []Input, opt Options) (*Plan, error) {
 	for _, in := range inputs {
 		p.plan.Findings = append(p.plan.Findings, in.Adapter.Findings...)
 		if err := p.match(in); err != nil {
+			if f := finding.Of(err); f != nil {
+				p.plan.Findings = append(p.plan.Findings, *f)
+			}
 			return p.plan, err
 		}
 	}
