@@ -113,7 +113,7 @@ func (b *binding) place(n, m int64) (block, error) {
 	rows, cols := b.frame.Rows, b.frame.Cols
 	var at block
 	expert, experts, swapped := b.p.Expert, b.p.Experts, b.p.Transposed
-	if b.u.Experts > 0 {
+	if b.u.Experts > 0 && b.p.Matrices == 0 { // else the base stores each expert on its own
 		expert, experts, swapped = int64(b.u.Expert), int64(b.u.Experts), b.u.Swapped
 	}
 	if experts > 0 {
@@ -232,6 +232,10 @@ func (b *binding) replace() (Op, error) {
 	v := b.u.Value
 	if b.frame.Rows == 1 && len(b.stored.Shape) < 2 {
 		return b.vector(true)
+	}
+	if b.p.Matrices > 0 && v.Rows%b.p.Matrices == 0 { // the value is a stack that the base stores apart
+		n := v.Rows / b.p.Matrices
+		v = v.SliceRows(b.p.Matrix*n, n)
 	}
 	at, err := b.place(v.Rows, v.Cols)
 	if err != nil {

@@ -72,16 +72,39 @@ func onnxGraph(m *onnx.Model) naming.ONNXGraph {
 		g.Nodes = append(g.Nodes, node)
 	}
 	tensors := m.Tensors()
+	inner := innerReads(main)
 	for _, i := range main.Initializers {
 		t := &tensors[i]
 		g.Initializers = append(g.Initializers, naming.ONNXInitializer{
-			Name: t.Name, Shape: t.Shape, Ints: smallIntegers(t), Metadata: properties(m.Info(i).Props),
+			Name: t.Name, Shape: t.Shape, Ints: smallIntegers(t), Metadata: properties(m.Info(i).Props), Inner: inner[t.Name],
 		})
 	}
 	for _, v := range main.Values {
 		g.Values = append(g.Values, naming.ONNXValue{Name: v.Name, Metadata: properties(v.Props)})
 	}
 	return g
+}
+
+// innerReads counts, by name, what the nodes of subgraphs read.
+func innerReads(g *onnx.Graph) map[string]int {
+	reads := map[string]int{}
+	var visit func(g *onnx.Graph, inner bool)
+	visit = func(g *onnx.Graph, inner bool) {
+		for _, n := range g.Nodes {
+			for _, in := range n.Inputs {
+				if inner && in != "" {
+					reads[in]++
+				}
+			}
+			for _, a := range n.Attrs {
+				for _, sub := range a.Graphs {
+					visit(sub, true)
+				}
+			}
+		}
+	}
+	visit(g, false)
+	return reads
 }
 
 func smallIntegers(t *tensor.Tensor) []int64 {

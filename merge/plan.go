@@ -49,6 +49,8 @@ type Options struct {
 	AllowUnmatched bool
 	// Compat reproduces the roundings of a peer.
 	Compat Compat
+	// Tied says what happens when an adapter changes one side of tied embeddings.
+	Tied TiedPolicy
 	// CheckOnly makes a plan that is compared with and never run: types that cannot be written are fine.
 	CheckOnly bool
 }
@@ -70,6 +72,9 @@ type Plan struct {
 	Tensors  []Output          `json:"tensors"`
 	Pairs    []Pair            `json:"pairs"`
 	Findings []finding.Finding `json:"findings"`
+
+	clones []Clone // the last tensors of the plan are theirs
+	untied bool    // the output stores embeddings apart that the base ties
 }
 
 // An Output is one tensor of the output.
@@ -138,6 +143,7 @@ func NewPlan(base Base, inputs []Input, opt Options) (*Plan, error) {
 		})
 	}
 	p.updates = make([][]bound, len(p.plan.Tensors))
+	p.tie = findTie(base)
 	for _, in := range inputs {
 		p.plan.Findings = append(p.plan.Findings, in.Adapter.Findings...)
 		if err := p.match(in); err != nil {
@@ -172,6 +178,7 @@ type planner struct {
 	plan    *Plan
 	index   map[string]int
 	updates [][]bound
+	tie     *tie // nil unless the base ties its embeddings
 	applied int
 	first   *finding.Finding
 }
@@ -198,11 +205,23 @@ func (p *planner) match(in Input) error {
 		pair := len(p.plan.Pairs)
 		p.plan.Pairs = append(p.plan.Pairs, Pair{Adapter: a.Path, Module: u.Module, Param: u.Param, State: "refused", Tensors: u.Tensors})
 		places, err := resolver.Find(u.Module, u.Param)
+		if p.tie != nil {
+			places, err = p.tied(a, u, places, err)
+		}
 		if err != nil {
 			p.unmatched(a, u, pair, err)
 			continue
 		}
 		for _, place := range places {
+			if place.Matrices > 0 && u.Experts > 0 && place.Matrix != int64(u.Expert) {
+				continue // the base stores each expert on its own, and this is another one's
+			}
+			if r, ok := resolver.(reader); ok && place.Uses > 1 {
+				if place, err = p.shared(a, u, r, place); err != nil {
+					p.unmatched(a, u, pair, err)
+					continue
+				}
+			}
 			t, ok := p.index[place.Tensor]
 			if !ok {
 				p.unmatched(a, u, pair, &naming.NotFound{Module: u.Module, Param: u.Param})
@@ -216,6 +235,10 @@ func (p *planner) match(in Input) error {
 
 func (p *planner) unmatched(a *adapter.Adapter, u *adapter.Update, pair int, err error) {
 	p.plan.Pairs[pair].Reason = err.Error()
+	if f := finding.Of(err); f != nil {
+		p.fail(f)
+		return
+	}
 	f := finding.Errorf("match.unmatched_target", a.Path, "%v", err)
 	f.Module = u.Module
 	f.Hint = "the adapter belongs to another base, or its names have drifted; --allow-unmatched goes on without it"

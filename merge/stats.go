@@ -65,7 +65,9 @@ func (t *task) stats() Stats {
 		r.NoEffect = true
 	default:
 		r.Retention = all.dot / all.delta
-		r.Ratio = math.Sqrt(all.delta / all.base)
+		if all.base > 0 { // a zero weight has no size to compare with
+			r.Ratio = math.Sqrt(all.delta / all.base)
+		}
 		r.Noise = math.Sqrt(all.noise / all.delta)
 		r.Changed = float64(all.changed) / float64(all.n)
 	}
@@ -76,11 +78,17 @@ func (t *task) stats() Stats {
 // Values that round to infinity do not fit; block types scale, so for them only infinities and NaN do not.
 func overflow(w0, w1 []float32, t tensor.DType) int {
 	limit := uint32(0x7f800000)
-	switch t {
+	switch t { // the smallest value that no longer rounds to the type's largest
 	case tensor.F16:
 		limit = math.Float32bits(65520)
 	case tensor.BF16:
 		limit = 0x7f7f8000
+	case tensor.F8E4M3:
+		limit = math.Float32bits(464) + 1 // the tie rounds down to 448
+	case tensor.F8E4M3FNUZ:
+		limit = math.Float32bits(248)
+	case tensor.F8E5M2, tensor.F8E5M2FNUZ:
+		limit = math.Float32bits(61440)
 	}
 	magnitude := func(f float32) uint32 { return math.Float32bits(f) & 0x7fffffff }
 	var top uint32

@@ -2,6 +2,7 @@ package naming
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -86,7 +87,7 @@ func (r *hf) lookup(name string) (stored, rule string, several []string) {
 	if r.families[prefix+"\x00"+first(tail)] {
 		return "", "", nil
 	}
-	switch at := r.tails[tail]; len(at) {
+	switch at := r.within(r.tails[tail], prefix); len(at) {
 	case 0:
 		return "", "", nil
 	case 1:
@@ -98,6 +99,22 @@ func (r *hf) lookup(name string) (stored, rule string, several []string) {
 		return "", "", several
 	}
 }
+
+// within keeps the stored names whose prefix has the parts that the wanted prefix names: what belongs to
+// the language model of a bigger model is not a module of a model that has no such part.
+func (r *hf) within(at []int, prefix string) []int {
+	var kept []int
+	for _, i := range at {
+		stored, _ := split(r.names[i], 2)
+		if !slices.ContainsFunc(parts, func(p string) bool { return holds(prefix, p) && !holds(stored, p) }) {
+			kept = append(kept, i)
+		}
+	}
+	return kept
+}
+
+// holds reports whether part is a component of a prefix, which ends with a dot.
+func holds(prefix, part string) bool { return strings.Contains("."+prefix, "."+part+".") }
 
 // The leaf names of the gate, up and down projections of one expert.
 var expertLeaves = [][3]string{{"gate_proj", "up_proj", "down_proj"}, {"w1", "w3", "w2"}}

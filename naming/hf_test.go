@@ -36,6 +36,8 @@ func TestHFNames(t *testing.T) {
 		{"peft wrapper", []string{"lm_head.weight", "model.norm.weight"}, "base_model.model.lm_head", "weight", "lm_head.weight", ""},
 		{"vision language, new adapter on old base", []string{"language_model.model.layers.0.mlp.up_proj.weight"}, "model.language_model.layers.0.mlp.up_proj", "weight", "language_model.model.layers.0.mlp.up_proj.weight", ""},
 		{"vision language, old adapter on new base", []string{"model.language_model.layers.0.mlp.up_proj.weight"}, "language_model.model.layers.0.mlp.up_proj", "weight", "model.language_model.layers.0.mlp.up_proj.weight", ""},
+		{"language model of a bigger model, base without parts", []string{"model.layers.0.mlp.up_proj.weight"}, "language_model.model.layers.0.mlp.up_proj", "weight", "", ""},
+		{"plain adapter on the language model of a bigger one", []string{"model.language_model.layers.0.mlp.up_proj.weight"}, "model.layers.0.mlp.up_proj", "weight", "model.language_model.layers.0.mlp.up_proj.weight", ""},
 		{"the vision tower is another module", []string{"vision_tower.layers.0.mlp.up_proj.weight"}, "model.layers.0.mlp.up_proj", "weight", "", ""},
 		{"two fit", []string{"language_model.layers.0.fc.weight", "text_model.layers.0.fc.weight"}, "model.layers.0.fc", "weight", "", "more than one stored tensor fits"},
 		{"the base has this family under the module's own prefix", []string{"model.layers.0.fc.weight", "language_model.layers.1.fc.weight"}, "model.layers.1.fc", "weight", "", ""},

@@ -208,23 +208,31 @@ func (r *ONNXResolver) place(at []int, rule int) (Place, string) {
 			r.tensor(best).Name, r.graph.Nodes[b.node].Op)
 	}
 	name := r.tensor(best).Name
-	return Place{
-		Tensor: name, Transposed: b.transposed, Rule: ruleNames[rule],
-		Uses: len(r.uses[name]) + r.tensor(best).Inner, Node: b.node, Readers: r.readers(best),
-	}, ""
+	uses := len(r.uses[name]) + r.tensor(best).Inner
+	return Place{Tensor: name, Transposed: b.transposed, Rule: ruleNames[rule], Uses: uses, Node: b.node}, ""
 }
 
-// readers are the reads of an initializer that belong to the module of one of its bindings: those that do
-// the same with it under the same path. They are none where subgraphs read it too.
-func (r *ONNXResolver) readers(best int) []Reader {
-	b := r.bindings[best]
-	if r.tensor(best).Inner > 0 {
+// Readers are the uses of a place's tensor that are known to belong to the place's module: those that do
+// the same with it under the same path. Where there are fewer of them than the place has Uses, changing
+// the tensor changes other modules too. There are none where subgraphs read it.
+func (r *ONNXResolver) Readers(p Place) []Reader {
+	init, ok := r.index[p.Tensor]
+	if !ok || r.graph.Initializers[init].Inner > 0 {
+		return nil
+	}
+	var b *binding
+	for _, i := range r.byInit[init] {
+		if r.bindings[i].node == p.Node {
+			b = &r.bindings[i]
+		}
+	}
+	if b == nil {
 		return nil
 	}
 	seen := map[Reader]bool{}
 	var own []Reader
-	for _, i := range r.byInit[b.init] {
-		o := r.bindings[i]
+	for _, i := range r.byInit[init] {
+		o := &r.bindings[i]
 		if o.role != b.role || seen[o.reader] {
 			continue
 		}

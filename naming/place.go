@@ -45,11 +45,9 @@ type Place struct {
 	// matrix number Matrix (a base that stores each expert on its own).
 	Matrix, Matrices int64
 	// Uses is how many node inputs of an ONNX graph read the tensor, and Node the index of the node whose
-	// operator gave this place its orientation. Readers are those of the uses that are known to belong to
-	// this module; where there are fewer of them than uses, changing the tensor changes other modules too.
-	// 0 and nil outside ONNX.
+	// operator gave this place its orientation. Uses > 1: changing the tensor may change other modules too
+	// (see ONNXResolver.Readers). 0 outside ONNX.
 	Uses, Node int
-	Readers    []Reader
 }
 
 // A Reader is an input of a node of an ONNX graph, by indexes.

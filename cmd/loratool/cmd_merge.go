@@ -35,6 +35,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: "`HOW` an updated tensor returns to a quantized type: rtn (decode, add, encode), refuse"},
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
+			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "when an adapter changes one side of tied embeddings, `HOW`: refuse, untie (store both), both (update the shared matrix)"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and write nothing"},
 			&cli.StringFlag{Name: "check", Value: "sample:8", Usage: "check the output: off, sample:`N` modules with ONNX Runtime, all"},
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
@@ -94,6 +95,9 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 		a.options.Compat = p
 	default:
 		return a, usagef("--compat %q: peft, peft-safe or peft-noautocast", p)
+	}
+	if a.options.Tied, err = parseTied(c.String("tied")); err != nil {
+		return a, err
 	}
 	a.options.AllowUnmatched = c.Bool("allow-unmatched")
 	if a.check, err = parseCheck(c.String("check"), c.String("device"), c.Uint64("seed")); err != nil {
@@ -207,13 +211,7 @@ func (m *merging) provenance() [][2]string {
 }
 
 func (m *merging) write(ctx context.Context, force bool) error {
-	specs := make([]tensor.Spec, len(m.plan.Tensors))
-	for i := range m.plan.Tensors {
-		specs[i] = m.plan.Tensors[i].Spec()
-	}
-	l, err := m.base.Layout(specs, layout.Options{
-		Name: filepath.Base(filepath.Clean(m.args.output)), MaxShardSize: m.args.shard, Provenance: m.provenance(),
-	})
+	l, err := m.plan.Layout(m.base, m.args.output, layout.Options{MaxShardSize: m.args.shard, Provenance: m.provenance()})
 	if err != nil {
 		return err
 	}
@@ -379,6 +377,16 @@ func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
 	}
 	t.report(plan.Findings)
 	return nil
+}
+
+func parseTied(s string) (merge.TiedPolicy, error) {
+	switch p := merge.TiedPolicy(s); p {
+	case merge.TiedUntie, merge.TiedBoth:
+		return p, nil
+	case "refuse", merge.TiedRefuse:
+		return merge.TiedRefuse, nil
+	}
+	return "", usagef("--tied %q: refuse, untie or both", s)
 }
 
 func parseDType(s string) (tensor.DType, error) {

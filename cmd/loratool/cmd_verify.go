@@ -30,6 +30,7 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
 			&cli.BoolFlag{Name: "tensors", Usage: "list every tensor with its SHA-256"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "accept adapter tensors that match nothing in BASE"},
+			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
 		}, dialectFlags()...),
@@ -111,6 +112,10 @@ func printDigests(t *terminal, r *verify.Report) {
 
 // planAgainst opens a base and adapters and plans their merge.
 func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr error, closeAll func(), err error) {
+	tied, err := parseTied(c.String("tied"))
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	base, err := openBase(c.String("base"))
 	if err != nil {
 		return nil, nil, nil, err
@@ -126,7 +131,7 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 		return nil, nil, nil, err
 	}
 	plan, planErr = merge.NewPlan(base, inputs, merge.Options{
-		Resolve: merge.Resolvers(base), AllowUnmatched: c.Bool("allow-unmatched"), Compat: merge.Compat(c.String("compat")), CheckOnly: true,
+		Resolve: merge.Resolvers(base), AllowUnmatched: c.Bool("allow-unmatched"), Compat: merge.Compat(c.String("compat")), Tied: tied, CheckOnly: true,
 	})
 	plan.Findings = append(base.Findings(), plan.Findings...)
 	return plan, planErr, func() { closeAdapters(); base.Close() }, nil

@@ -1,0 +1,70 @@
+package merge
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/formats/onnx"
+	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/tensor"
+)
+
+// Layout lays the plan's output out at a path, in the format of the base it was planned for.
+func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) (*layout.Layout, error) {
+	opt.Name = filepath.Base(filepath.Clean(output))
+	specs := make([]tensor.Spec, len(p.Tensors))
+	for i := range p.Tensors {
+		specs[i] = p.Tensors[i].Spec()
+	}
+	switch m := base.(type) {
+	case *onnx.Model:
+		edit := onnx.Edit{Dir: filepath.Dir(filepath.Clean(output))}
+		for _, c := range p.clones {
+			clone := onnx.Clone{Tensor: c.Tensor, Name: c.Name}
+			for _, u := range c.Uses {
+				clone.Uses = append(clone.Uses, onnx.Use{Node: u.Node, Input: u.Input})
+			}
+			edit.Clones = append(edit.Clones, clone)
+		}
+		return m.Rewrite(specs, opt, edit)
+	case *safetensors.Model:
+		if p.untied && m.IsFolder() {
+			config, err := untiedConfig(m.Path())
+			if err != nil {
+				return nil, err
+			}
+			opt.SideFiles = map[string][]byte{"config.json": config}
+		}
+	}
+	return base.Layout(specs, opt)
+}
+
+var (
+	tieKey     = regexp.MustCompile(`("tie_word_embeddings"\s*:\s*)true`)
+	objectOpen = regexp.MustCompile(`^\s*\{`)
+)
+
+// untiedConfig is the base's config.json with tie_word_embeddings false and everything else as it was.
+func untiedConfig(base string) ([]byte, error) {
+	path := filepath.Join(base, "config.json")
+	if !formats.IsFolder(base) {
+		path = filepath.Join(filepath.Dir(base), "config.json")
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, finding.Errorf("files.missing", path, "%v", err)
+	}
+	if tieKey.Match(b) {
+		return tieKey.ReplaceAll(b, []byte("${1}false")), nil
+	}
+	at := objectOpen.FindIndex(b)
+	if at == nil {
+		return nil, finding.Errorf("base.bad_json", path, "config.json is not an object")
+	}
+	return bytes.Join([][]byte{b[:at[1]], []byte("\n  \"tie_word_embeddings\": false,"), b[at[1]:]}, nil), nil
+}
