@@ -2,7 +2,6 @@ package verify
 
 import (
 	"context"
-	"fmt"
 	"math"
 
 	"github.com/loratool/loratool/finding"
@@ -48,34 +47,19 @@ func Adapter(ctx context.Context, plan *merge.Plan, planErr error) (*Report, []F
 			return nil, nil, err
 		}
 		fits = append(fits, fit)
-		f := finding.Finding{Level: finding.Warning, Tensor: out.Name, Module: fit.Module, File: out.Updates[0].Adapter}
-		switch {
-		case fit.Ratio < smallest(tensor.DType(out.SourceType)):
-			f.Code, f.Message = "adapter.no_effect", fmt.Sprintf("the update is %.1e of the weight, less than a rounding of %s", fit.Ratio, tensor.DType(out.SourceType))
-			r.add(&f)
-		case fit.Ratio > 1:
-			f.Code, f.Message = "adapter.magnitude", fmt.Sprintf("the update is %.3g times as large as the weight", fit.Ratio)
-			r.add(&f)
-			effective++
-		default:
+		f := effect(fit.Ratio, tensor.DType(out.SourceType))
+		if f != nil {
+			f.File, f.Tensor, f.Module = out.Updates[0].Adapter, out.Name, fit.Module
+			r.add(f)
+		}
+		if f == nil || f.Code != "adapter.no_effect" {
 			effective++
 		}
 	}
 	if effective == 0 && len(fits) > 0 {
-		r.add(finding.Warnf("adapter.no_effect", fits[0].Tensor, "no module of the adapter has an effect"))
+		r.add(finding.Warnf("adapter.no_effect", plan.Pairs[0].Adapter, "no module of the adapter has an effect"))
 	}
 	return r.conclude(), fits, nil
-}
-
-// smallest is the relative size below which an update vanishes in a rounding of the type.
-func smallest(t tensor.DType) float64 {
-	switch t {
-	case tensor.F32, tensor.F64:
-		return 0x1p-26
-	case tensor.F16:
-		return 0x1p-16
-	}
-	return 0x1p-13
 }
 
 // measure looks at an even spread of rows.

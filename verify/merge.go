@@ -29,7 +29,9 @@ type MergeOptions struct {
 	NoRuntime string
 	// Retention below Low is a warning, below Lost an error. The zero values mean 0.9 and 0.5.
 	Low, Lost float64
-	Progress  func(done int64) // called for every tensor checked
+	// AnyRetention leaves retention to the caller, who has measured it already.
+	AnyRetention bool
+	Progress     func(done int64) // called for every tensor checked
 }
 
 // sampledRows is how many rows of a tensor the exact check reads when it does not read all.
@@ -180,6 +182,30 @@ func (c *mergeCheck) summarize() {
 		}
 	}
 	c.report.Retention = SummarizeRetention(names, values)
+	if !c.opt.AnyRetention {
+		c.judgeRetention()
+	}
+}
+
+// judgeRetention reports adapters that rounding to the stored type has eaten.
+func (c *mergeCheck) judgeRetention() {
+	kept := make([]Kept, len(c.report.Modules))
+	lost := 0
+	for i, m := range c.report.Modules {
+		kept[i] = Kept{m.Module, m.Tensor, m.Type, m.Retention}
+		if m.Retention < c.opt.Lost {
+			lost++
+		}
+	}
+	f := LowRetention(c.merged.Path(), kept, c.opt.Low)
+	if f == nil {
+		return
+	}
+	if lost > 0 {
+		f.Level, f.Code = finding.Error, "merge.retention_lost"
+		f.Message += fmt.Sprintf("; less than %.0f %% in %d", 100*c.opt.Lost, lost)
+	}
+	c.report.add(f)
 }
 
 // fail records an error about a tensor.

@@ -97,24 +97,8 @@ func (c *mergeCheck) judge(w *work, e *exact) {
 	case w.stored.DType.IsBlock() && e.ownNoise > 0 && e.noise > 1.21*e.ownNoise:
 		bad("merge.equivalence", fmt.Sprintf("the stored %s weight is %.3g times as far from W + ΔW as rounding makes it", m.Type, math.Sqrt(e.noise/e.ownNoise)))
 	}
-	c.judgeRetention(w, m.Retention)
-}
-
-// judgeRetention reports an adapter that rounding to the stored type has eaten.
-func (c *mergeCheck) judgeRetention(w *work, retention float64) {
-	m := w.module
-	hint := "merge into a float base, or store the updated tensors in float16 (--dtype f16)"
-	switch {
-	case retention < c.opt.Lost:
-		f := c.fail(w, "merge.retention_lost", "only %.0f %% of the adapter is left in the stored weight", 100*retention)
-		f.Module, f.Hint = m.Module, hint
-		if m.Pass {
-			m.Pass, m.Why = false, f.Message
-		}
-	case retention < c.opt.Low:
-		f := finding.Warnf("merge.retention_low", c.merged.Path(), "%.0f %% of the adapter is left in the stored weight", 100*retention).In(m.Tensor)
-		f.Module, f.Hint = m.Module, hint
-		w.findings = append(w.findings, *f)
+	if m.Retention < c.opt.Lost && !c.opt.AnyRetention && m.Pass {
+		m.Pass, m.Why = false, fmt.Sprintf("only %.0f %% of the adapter is left", 100*m.Retention)
 	}
 }
 
@@ -177,9 +161,10 @@ func (c *mergeCheck) record(w *work, r onnxruntime.Result) {
 		// Lost adapters are judged by the retention over whole rows; these verdicts add nothing to it.
 		return
 	}
-	if m.Pass {
-		m.Pass, m.Why = false, r.Why
+	if !m.Pass {
+		return // the exact check has said so already
 	}
+	m.Pass, m.Why = false, r.Why
 	f := c.fail(w, "merge.runtime_check", "ONNX Runtime on %s: %s", r.Provider, r.Why)
 	f.Module = m.Module
 }

@@ -125,6 +125,34 @@ func SummarizeRetention(names []string, values []float64) *Retention {
 	return &Retention{Min: values[order[0]], Median: median, Worst: names[order[0]]}
 }
 
+// Kept is how much of an adapter is left in one module.
+type Kept struct {
+	Module, Tensor, Type string
+	Retention            float64
+}
+
+// LowRetention is the warning that rounding to the stored types has eaten a part of the adapter: one for
+// all modules, naming the worst. It is nil where every retention is at least low.
+func LowRetention(file string, modules []Kept, low float64) *finding.Finding {
+	n := 0
+	var worst *Kept
+	for i, m := range modules {
+		if m.Retention >= low {
+			continue
+		}
+		if n++; worst == nil || m.Retention < worst.Retention {
+			worst = &modules[i]
+		}
+	}
+	if worst == nil {
+		return nil
+	}
+	f := finding.Warnf("merge.retention_low", file, "rounding to %s lost a part of the adapter in %d of %d modules; least is left here, %.1f %%",
+		worst.Type, n, len(modules), 100*worst.Retention).In(worst.Tensor)
+	f.Module = worst.Module
+	return f.Hinted("merge into a float base, or store the updated tensors in float16 (--dtype f16)")
+}
+
 // add appends a finding.
 func (r *Report) add(f *finding.Finding) { r.Findings = append(r.Findings, *f) }
 

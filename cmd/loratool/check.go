@@ -76,8 +76,9 @@ func (t *terminal) openRuntime(ctx context.Context, device onnxruntime.Device) (
 	return nil, reason, nil
 }
 
-// checkMerge verifies a written output against the plan it was made by; nil when checks are off.
-func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string, level checkLevel) (*verify.Report, error) {
+// checkMerge verifies a written output against the plan it was made by; nil when checks are off. With
+// anyRetention, an adapter that rounding has eaten is the caller's business.
+func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string, level checkLevel, anyRetention bool) (*verify.Report, error) {
 	if level.off {
 		return nil, nil
 	}
@@ -93,7 +94,7 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	add, done := t.bar("checking", int64(len(plan.Tensors)))
 	defer done()
 	return verify.Merge(ctx, plan, merged, verify.MergeOptions{
-		All: level.all, Modules: level.modules, Seed: level.seed, Jobs: t.jobs, Runtime: rt, NoRuntime: reason, Progress: add,
+		All: level.all, Modules: level.modules, Seed: level.seed, Jobs: t.jobs, Runtime: rt, NoRuntime: reason, Progress: add, AnyRetention: anyRetention,
 	})
 }
 

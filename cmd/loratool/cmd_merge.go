@@ -247,11 +247,16 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	}
 	var names []string
 	var values []float64
+	var kept []verify.Kept
 	for _, s := range m.stats {
 		names, values = append(names, s.Module), append(values, s.Retention)
+		kept = append(kept, verify.Kept{Module: s.Module, Tensor: s.Tensor, Type: s.Type, Retention: s.Retention})
 	}
 	doc.Retention = verify.SummarizeRetention(names, values)
-	report, err := m.t.checkMerge(ctx, m.plan, m.args.output, m.args.check)
+	if f := verify.LowRetention(m.args.output, kept, 0.9); f != nil {
+		doc.Findings = append(doc.Findings, *f)
+	}
+	report, err := m.t.checkMerge(ctx, m.plan, m.args.output, m.args.check, true)
 	if err != nil {
 		return err
 	}

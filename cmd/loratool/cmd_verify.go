@@ -186,7 +186,7 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*
 		t.report(plan.Findings)
 		return nil, status(exitFailed)
 	}
-	r, err := t.checkMerge(c.Context, plan, path, level)
+	r, err := t.checkMerge(c.Context, plan, path, level, false)
 	if err != nil {
 		return nil, err
 	}
