@@ -2,7 +2,6 @@ package naming
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -100,21 +99,21 @@ func (r *hf) lookup(name string) (stored, rule string, several []string) {
 	}
 }
 
-// within keeps the stored names whose prefix has the parts that the wanted prefix names: what belongs to
-// the language model of a bigger model is not a module of a model that has no such part.
+// within drops the stored names outside a language model where the wanted prefix names one: an adapter of
+// a vision language model does not belong to a model that has no such part.
 func (r *hf) within(at []int, prefix string) []int {
+	const part = ".language_model."
+	if !strings.Contains("."+prefix, part) {
+		return at
+	}
 	var kept []int
 	for _, i := range at {
-		stored, _ := split(r.names[i], 2)
-		if !slices.ContainsFunc(parts, func(p string) bool { return holds(prefix, p) && !holds(stored, p) }) {
+		if stored, _ := split(r.names[i], 2); strings.Contains("."+stored, part) {
 			kept = append(kept, i)
 		}
 	}
 	return kept
 }
-
-// holds reports whether part is a component of a prefix, which ends with a dot.
-func holds(prefix, part string) bool { return strings.Contains("."+prefix, "."+part+".") }
 
 // The leaf names of the gate, up and down projections of one expert.
 var expertLeaves = [][3]string{{"gate_proj", "up_proj", "down_proj"}, {"w1", "w3", "w2"}}
