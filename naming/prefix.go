@@ -10,9 +10,6 @@ var drifting = map[string]bool{
 	"bert": true, "roberta": true, "distilbert": true, "gpt_neox": true,
 }
 
-// parts are the drifting components that say which part of a bigger model is meant.
-var parts = []string{"language_model", "text_model", "unet"}
-
 // split cuts name into its drifting leading components (with the dot that follows them) and the rest,
 // which keeps at least keep components.
 func split(name string, keep int) (prefix, tail string) {
