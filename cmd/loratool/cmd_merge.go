@@ -141,9 +141,7 @@ func runMerge(t *terminal, c *cli.Context) error {
 		return err
 	}
 	defer closeAdapters()
-	args.options.Resolve = merge.Resolvers(base)
-	plan, err := merge.NewPlan(base, inputs, args.options)
-	plan.Findings = append(base.Findings(), plan.Findings...)
+	plan, err := planMerge(base, inputs, args.options)
 	if c.Bool("dry-run") {
 		return printPlan(t, plan, err)
 	}
@@ -169,22 +167,30 @@ func refusePlan(t *terminal, plan *merge.Plan, err error) error {
 		}
 	}
 	t.report(plan.Findings)
-	applied := 0
-	for _, p := range plan.Pairs {
-		if p.State != "refused" {
-			applied++
-		}
-	}
+	applied := appliedPairs(plan)
 	if len(plan.Pairs) > 0 {
 		fmt.Fprintf(t.err, "loratool: %d of %d adapter updates fit the base; nothing was written\n", applied, len(plan.Pairs))
 	}
-	if applied == 0 && first.Code == "match.unmatched_target" {
-		return status(exitNothing)
+	return refusal(plan, first)
+}
+
+// appliedPairs counts the updates that have a place in the base.
+func appliedPairs(plan *merge.Plan) int {
+	n := 0
+	for _, p := range plan.Pairs {
+		if p.State != "refused" {
+			n++
+		}
 	}
-	if first.Code == "match.nothing_to_do" {
-		return status(exitNothing)
+	return n
+}
+
+// refusal is the exit status of a plan that cannot be carried out: nothing to do when no target matched.
+func refusal(plan *merge.Plan, first *finding.Finding) status {
+	if first.Code == "match.nothing_to_do" || first.Code == "match.unmatched_target" && appliedPairs(plan) == 0 {
+		return exitNothing
 	}
-	return status(exitFailed)
+	return exitFailed
 }
 
 // A merging is one run of the command after its plan was made.
@@ -253,6 +259,7 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 		kept = append(kept, verify.Kept{Module: s.Module, Tensor: s.Tensor, Type: s.Type, Retention: s.Retention})
 	}
 	doc.Retention = verify.SummarizeRetention(names, values)
+	doc.Findings = append(doc.Findings, verify.Effects(m.plan, m.stats)...)
 	if f := verify.LowRetention(m.args.output, kept, 0.9); f != nil {
 		doc.Findings = append(doc.Findings, *f)
 	}
@@ -262,7 +269,11 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	}
 	if report != nil {
 		doc.Check = report
-		doc.Findings = append(doc.Findings, report.Findings...)
+		for _, f := range report.Findings {
+			if f.Code != "adapter.no_effect" { // measured and reported above
+				doc.Findings = append(doc.Findings, f)
+			}
+		}
 	}
 	if m.t.json {
 		if err := m.t.document(doc); err != nil {
@@ -375,12 +386,10 @@ func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
 		w.AppendRow(table.Row{finding.Escape(out.Name), out.Shape.String(), tensor.DType(out.SourceType).String(), spec.DType.String(), strings.Join(ups, "; ")})
 	}
 	fmt.Fprintln(t.text(), w.Render())
-	if planErr != nil {
-		plan.Pairs = append([]merge.Pair(nil), plan.Pairs...)
-		t.report(plan.Findings)
-		return status(exitFailed)
-	}
 	t.report(plan.Findings)
+	if planErr != nil {
+		return refusal(plan, finding.Of(planErr))
+	}
 	return nil
 }
 

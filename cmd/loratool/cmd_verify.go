@@ -130,10 +130,9 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 		base.Close()
 		return nil, nil, nil, err
 	}
-	plan, planErr = merge.NewPlan(base, inputs, merge.Options{
-		Resolve: merge.Resolvers(base), AllowUnmatched: c.Bool("allow-unmatched"), Compat: merge.Compat(c.String("compat")), Tied: tied, CheckOnly: true,
+	plan, planErr = planMerge(base, inputs, merge.Options{
+		AllowUnmatched: c.Bool("allow-unmatched"), Compat: merge.Compat(c.String("compat")), Tied: tied, CheckOnly: true,
 	})
-	plan.Findings = append(base.Findings(), plan.Findings...)
 	return plan, planErr, func() { closeAdapters(); base.Close() }, nil
 }
 
@@ -150,13 +149,9 @@ func verifyAdapter(t *terminal, c *cli.Context, path string) (*verify.Report, er
 	if err != nil {
 		return nil, err
 	}
-	applied := 0
-	for _, p := range plan.Pairs {
-		if p.State != "refused" {
-			applied++
-		}
+	if len(plan.Pairs) > 0 {
+		fmt.Fprintf(t.text(), "%s: %d of %d updates fit %s\n", finding.Escape(path), appliedPairs(plan), len(plan.Pairs), finding.Escape(filepath.Base(c.String("base"))))
 	}
-	fmt.Fprintf(t.text(), "%s: %d of %d updates fit %s\n", finding.Escape(path), applied, len(plan.Pairs), finding.Escape(filepath.Base(c.String("base"))))
 	if len(fits) > 0 {
 		low, high := fits[0], fits[0]
 		for _, f := range fits {

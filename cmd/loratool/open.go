@@ -4,12 +4,14 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/merge"
-	"github.com/urfave/cli/v2"
+	"github.com/loratool/loratool/verify"
 )
 
 // adapterFlag is the repeatable -a PATH[:SCALE].
@@ -69,6 +71,18 @@ func openBase(path string) (formats.Writable, error) {
 			Hinted("convert the base to safetensors first")
 	}
 	return w, nil
+}
+
+// planMerge plans a merge and adds what base and adapters say about each other.
+func planMerge(base formats.Writable, inputs []merge.Input, opt merge.Options) (*merge.Plan, error) {
+	opt.Resolve = merge.Resolvers(base)
+	plan, err := merge.NewPlan(base, inputs, opt)
+	findings := append([]finding.Finding{}, base.Findings()...)
+	for _, in := range inputs {
+		findings = append(findings, verify.Belongs(base, in.Adapter)...)
+	}
+	plan.Findings = append(findings, plan.Findings...)
+	return plan, err
 }
 
 // oneArgument returns the single positional of a command.
