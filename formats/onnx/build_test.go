@@ -213,3 +213,5 @@ func same(t testing.TB, want, got *Model) {
 }
 
 func head(b []byte) []byte { return b[:min(32, len(b))] }
+
+func optNamed(name string) layout.Options { return layout.Options{Name: name} }

@@ -147,7 +147,7 @@ func (m *Model) targets(specs []tensor.Spec, edit Edit) ([]*target, error) {
 				return nil, finding.Errorf("output.bad_dtype", m.path, "ONNX cannot store the tensor in this type").In(s.Name).Expected(s.DType, "a type of ONNX, and no strings")
 			}
 			var err error
-			if t.size, err = s.Bytes(); err != nil {
+			if t.size, err = rawSize(s); err != nil {
 				return nil, finding.Errorf("output.bad_dtype", m.path, "%v", err).In(s.Name)
 			}
 		}

@@ -168,9 +168,9 @@ func (p *parser) tensorField(r *record, v *values, m *message, f field, depth in
 func (p *parser) checkShape(r *record) error {
 	switch {
 	case r.dataType <= 0:
-		return p.reject("bad_dtype", "a tensor without a data type").In(r.own).Expected("UNDEFINED", "1 to 26")
+		return p.reject("bad_dtype", "a tensor without a data type").In(r.own).Expected("UNDEFINED", "1 to 28")
 	case DType(r.dataType) == tensor.Invalid:
-		return p.reject("bad_dtype", "an unknown data type").In(r.own).Expected(r.dataType, "1 to 26")
+		return p.reject("bad_dtype", "an unknown data type").In(r.own).Expected(r.dataType, "1 to 28")
 	}
 	for _, d := range r.dims {
 		if d < 0 {
@@ -179,7 +179,7 @@ func (p *parser) checkShape(r *record) error {
 	}
 	var err error
 	if r.elements, err = r.dims.Elements(); err == nil && DType(r.dataType) != tensor.String {
-		r.size, err = tensor.Spec{DType: DType(r.dataType), Shape: r.dims}.Bytes()
+		r.size, err = rawSize(tensor.Spec{DType: DType(r.dataType), Shape: r.dims})
 	}
 	if err != nil || r.elements > math.MaxInt64/16 {
 		return p.reject("overflow", "the size of a tensor of shape %v overflows", r.dims).In(r.own)
@@ -233,10 +233,7 @@ func (p *parser) checkData(r *record, v *values) error {
 	if r.field != et.field {
 		return p.reject("bad_field", "the data of a %s tensor is in %s", et.dtype, fieldNames[r.field]).In(r.own).Expected(fieldNames[r.field], fieldNames[et.field]+" or raw_data")
 	}
-	want := r.elements * int64(et.parts)
-	if b := int64(et.dtype.BlockLen()); b > 1 {
-		want = (r.elements + b - 1) / b
-	}
+	want := et.values(r.elements)
 	if got := v.count[r.field]; got != want {
 		return p.reject("size_mismatch", "%s does not fit the shape %v", fieldNames[r.field], r.dims).In(r.own).
 			Expected(fmt.Sprintf("%d values", got), fmt.Sprintf("%d values", want))

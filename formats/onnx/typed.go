@@ -67,6 +67,9 @@ func (t *typedData) decode() {
 			return
 		}
 	}
+	if sixBits(DType(t.rec.dataType)) {
+		data = packSix(data)
+	}
 	if int64(len(data)) != t.rec.size {
 		t.err = finding.Errorf("files.changed", s.name, "the file changed while it was read").In(t.rec.own)
 		return

@@ -32,6 +32,45 @@ var elementTypes = [...]elementType{
 	19: {tensor.F8E5M2, fieldInt32, 1, 1}, 20: {tensor.F8E5M2FNUZ, fieldInt32, 1, 1}, 21: {tensor.U4, fieldInt32, 1, 1},
 	22: {tensor.I4, fieldInt32, 1, 1}, 23: {tensor.F4, fieldInt32, 1, 1}, 24: {tensor.F8E8M0, fieldInt32, 1, 1},
 	25: {tensor.U2, fieldInt32, 1, 1}, 26: {tensor.I2, fieldInt32, 1, 1},
+	27: {tensor.F6E2M3, fieldInt32, 1, 1}, 28: {tensor.F6E3M2, fieldInt32, 1, 1},
+}
+
+// values is how many values of the typed field n elements take: two a value for types of four bits, four
+// for types of two, but one for types of six.
+func (e elementType) values(n int64) int64 {
+	if b := int64(e.dtype.BlockLen()); b > 1 && !sixBits(e.dtype) {
+		return n/b + min(n%b, 1)
+	}
+	return n * int64(e.parts)
+}
+
+func sixBits(d tensor.DType) bool { return d == tensor.F6E2M3 || d == tensor.F6E3M2 }
+
+// rawSize is the size of a tensor as raw_data. Elements of six bits may end inside the three bytes of
+// four, where other formats want whole ones.
+func rawSize(s tensor.Spec) (int64, error) {
+	if !sixBits(s.DType) {
+		return s.Bytes()
+	}
+	n, err := s.Shape.Elements()
+	return n/4*3 + (n%4*6+7)/8, err
+}
+
+// packSix packs six-bit elements, one a byte, lowest bits first.
+func packSix(b []byte) []byte {
+	w := make([]byte, 0, len(b)/4*3+3)
+	acc, bits := 0, 0
+	for _, c := range b {
+		acc |= int(c&0x3f) << bits
+		if bits += 6; bits >= 8 {
+			w = append(w, byte(acc))
+			acc, bits = acc>>8, bits-8
+		}
+	}
+	if bits > 0 {
+		w = append(w, byte(acc))
+	}
+	return w
 }
 
 // DType is the storage type of a TensorProto.DataType, Invalid for UNDEFINED and unknown numbers.
