@@ -2,6 +2,7 @@ package adapter
 
 import (
 	"math"
+	"sync"
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/internal/kernel"
@@ -41,6 +42,8 @@ type product struct {
 	transposed  bool  // the block stores [in, out]
 	delta       tensor.DType
 	packed      *kernel.LowRank
+	wide        sync.Once
+	r64         []float64 // R for Exact
 }
 
 func (p *product) Load() (err error) {
@@ -54,7 +57,10 @@ func (p *product) Load() (err error) {
 	return nil
 }
 
-func (p *product) Release()                 { p.L, p.R, p.packed = nil, nil, nil }
+func (p *product) Release() {
+	p.L, p.R, p.packed, p.r64, p.wide = nil, nil, nil, nil, sync.Once{}
+}
+
 func (p *product) LowRank() (Product, bool) { return p.Product, true }
 
 // overlap returns the slab's rows that lie in the block: rows [lo, hi) of the block.
@@ -85,19 +91,56 @@ func (p *product) Apply(rows []float32, first int64) {
 	}
 }
 
+// strip is how many columns Exact sums at once, so that the sums and the factor's rows stay in the cache.
+const strip = 1024
+
 func (p *product) Exact(rows []float64, first int64) {
 	lo, hi := p.overlap(int64(len(rows))/p.cols, first)
-	sums := make([]float64, p.Cols)
-	for i := lo; i < hi; i++ {
-		clear(sums)
-		for k, l := range p.L[i*p.Rank:][:p.Rank] {
-			for j, r := range p.R[int64(k)*p.Cols:][:p.Cols] {
-				sums[j] += float64(float64(l) * float64(r))
+	if lo >= hi {
+		return
+	}
+	p.wide.Do(func() {
+		p.r64 = make([]float64, len(p.R))
+		for i, x := range p.R {
+			p.r64[i] = float64(x)
+		}
+	})
+	sums := make([]float64, min(strip, p.Cols))
+	for at := int64(0); at < p.Cols; at += strip {
+		n := min(strip, p.Cols-at)
+		for i := lo; i < hi; i++ {
+			sums := sums[:n]
+			p.sumRow(sums, i, at)
+			row := rows[(p.RowOff+i-first)*p.cols+p.ColOff+at:][:n]
+			for j, s := range sums {
+				row[j] += float64(float64(p.Scale) * s)
 			}
 		}
-		row := rows[(p.RowOff+i-first)*p.cols+p.ColOff:][:p.Cols]
+	}
+}
+
+// sumRow sets sums to row i of L·R from column at, each sum in the order of k.
+func (p *product) sumRow(sums []float64, i, at int64) {
+	clear(sums)
+	l := p.L[i*p.Rank:][:p.Rank]
+	k := int64(0)
+	for ; k+4 <= p.Rank; k += 4 {
+		l0, l1, l2, l3 := float64(l[k]), float64(l[k+1]), float64(l[k+2]), float64(l[k+3])
+		r0 := p.r64[k*p.Cols+at:][:len(sums)]
+		r1 := p.r64[(k+1)*p.Cols+at:][:len(sums)]
+		r2 := p.r64[(k+2)*p.Cols+at:][:len(sums)]
+		r3 := p.r64[(k+3)*p.Cols+at:][:len(sums)]
 		for j, s := range sums {
-			row[j] += float64(float64(p.Scale) * s)
+			s += float64(l0 * r0[j])
+			s += float64(l1 * r1[j])
+			s += float64(l2 * r2[j])
+			sums[j] = s + float64(l3*r3[j])
+		}
+	}
+	for ; k < p.Rank; k++ {
+		lk := float64(l[k])
+		for j, r := range p.r64[k*p.Cols+at:][:len(sums)] {
+			sums[j] += float64(lk * r)
 		}
 	}
 }

@@ -62,8 +62,9 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 	}
 	rms := math.Sqrt(d2 / float64(len(base)))
 	t := e.codec.DType()
-	for i, g := range got {
-		w, x, s := float64(base[i]), want[i], float64(g)
+	g := gridOf(t)
+	for i, v := range got {
+		w, x, s := float64(base[i]), want[i], float64(v)
 		if math.IsNaN(s) || math.IsInf(s, 0) {
 			e.nonFinite = true
 			continue
@@ -80,7 +81,7 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 		if t.IsBlock() {
 			continue
 		}
-		step := stepOf(t, x)
+		step := g.step(x)
 		slack := 0x1p-21*(math.Abs(w)+math.Abs(x)+8*rms) + subnormal
 		off = math.Abs(off)
 		if off <= step/2 {
@@ -117,23 +118,37 @@ func (e *exact) ownRounding(merged []float32, want []float64) error {
 	return nil
 }
 
-// stepOf is the distance between neighbouring values of a float type around x.
-func stepOf(t tensor.DType, x float64) float64 {
-	mantissa, low := 23, -126
+// A grid is the spacing of a float type's values.
+type grid struct{ mantissa, low int }
+
+// gridOf is the grid of a float type: the bits of its mantissa and its smallest normal exponent.
+func gridOf(t tensor.DType) grid {
 	switch t {
 	case tensor.F64:
-		mantissa, low = 52, -1022
+		return grid{52, -1022}
 	case tensor.F16:
-		mantissa, low = 10, -14
+		return grid{10, -14}
 	case tensor.BF16:
-		mantissa, low = 7, -126
-	case tensor.F8E4M3, tensor.F8E4M3FNUZ:
-		mantissa, low = 3, -6
-	case tensor.F8E5M2, tensor.F8E5M2FNUZ:
-		mantissa, low = 2, -14
+		return grid{7, -126}
+	case tensor.F8E4M3:
+		return grid{3, -6}
+	case tensor.F8E4M3FNUZ:
+		return grid{3, -7}
+	case tensor.F8E5M2:
+		return grid{2, -14}
+	case tensor.F8E5M2FNUZ:
+		return grid{2, -15}
 	}
-	_, e := math.Frexp(x)
-	return math.Ldexp(1, max(e-1, low)-mantissa)
+	return grid{23, -126}
+}
+
+// step is the distance between neighbouring values around x.
+func (g grid) step(x float64) float64 {
+	e := int(math.Float64bits(x)>>52&0x7ff) - 1023 // of a subnormal x too small, which low corrects
+	if e = max(e, g.low) - g.mantissa; e < -1022 {
+		return math.Ldexp(1, e)
+	}
+	return math.Float64frombits(uint64(e+1023) << 52)
 }
 
 func (e *exact) retention() float64 {

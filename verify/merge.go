@@ -52,7 +52,7 @@ func Merge(ctx context.Context, plan *merge.Plan, merged merge.Base, opt MergeOp
 	c := &mergeCheck{opt: opt, merged: merged, report: &Report{Unchanged: &Unchanged{Whole: opt.All}}}
 	c.pair(plan)
 	if opt.Runtime != nil {
-		c.checker = opt.Runtime.NewChecker(onnxruntime.CheckOptions{Seed: opt.Seed})
+		c.checker = opt.Runtime.NewChecker(onnxruntime.CheckOptions{Seed: opt.Seed, RunBytes: 8 << 20})
 		defer c.checker.Close()
 	}
 	if err := c.run(ctx); err != nil {

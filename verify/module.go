@@ -121,7 +121,7 @@ func (c *mergeCheck) byRuntime(ctx context.Context, w *work, ref *merge.Referenc
 	if err != nil {
 		return err
 	}
-	step := max(1, (4<<20)/frame.Cols)
+	step := max(1, (1<<20)/frame.Cols)
 	for first := int64(0); first < frame.Rows; first += step {
 		n := min(step, frame.Rows-first)
 		b := onnxruntime.Block{First: int(first), Rows: int(n)}
