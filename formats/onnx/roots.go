@@ -47,7 +47,10 @@ func (r roots) find(clean string) (open func() (*os.File, error), linked bool, e
 		return inRoot(r.resolved, rel), false, statInRoot(r.resolved, rel)
 	}
 	if dir, name, ok := r.blob(clean); ok {
-		return inRoot(dir, name), true, statInRoot(dir, name)
+		err := statInRoot(dir, name)
+		if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotRegular) {
+			return inRoot(dir, name), true, err
+		}
 	}
 	return nil, false, errLink
 }
