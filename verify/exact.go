@@ -151,6 +151,11 @@ func (g grid) step(x float64) float64 {
 	return math.Float64frombits(uint64(e+1023) << 52)
 }
 
+// far reports whether rounding alone does not explain what is stored.
+func (e *exact) far() bool {
+	return e.res.Off > 0 || e.codec.DType().IsBlock() && e.ownNoise > 0 && e.noise > 1.21*e.ownNoise
+}
+
 func (e *exact) retention() float64 {
 	if e.delta == 0 {
 		return 1

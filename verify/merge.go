@@ -77,6 +77,7 @@ type work struct {
 	byRuntime bool
 
 	module   *Module
+	rounded  bool // the module is W + ΔW, as far as its type holds that
 	bytes    int64
 	findings []finding.Finding
 }
@@ -189,10 +190,14 @@ func (c *mergeCheck) summarize() {
 
 // judgeRetention reports adapters that rounding to the stored type has eaten.
 func (c *mergeCheck) judgeRetention() {
-	kept := make([]Kept, len(c.report.Modules))
+	var kept []Kept
 	lost := 0
-	for i, m := range c.report.Modules {
-		kept[i] = Kept{m.Module, m.Tensor, m.Type, m.Retention}
+	for _, w := range c.work {
+		if !w.rounded {
+			continue
+		}
+		m := w.module
+		kept = append(kept, Kept{m.Module, m.Tensor, m.Type, m.Retention})
 		if m.Retention < c.opt.Lost {
 			lost++
 		}

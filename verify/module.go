@@ -89,15 +89,18 @@ func (c *mergeCheck) judge(w *work, e *exact) {
 		f.Module = m.Module
 		w.findings = append(w.findings, *f)
 		return
-	case e.equalToBase && w.stored.DType == w.out.Source().DType:
+	case e.far() && e.equalToBase && w.stored.DType == w.out.Source().DType:
 		bad("merge.not_merged", "the stored weight is the base's: the adapter is not in it")
 		return
 	case e.res.Off > 0:
 		bad("merge.equivalence", fmt.Sprintf("%d of %d checked elements are not W + ΔW rounded once (up to %.2g steps of %s away)", e.res.Off, e.res.Elements, e.res.MaxSteps, m.Type))
-	case w.stored.DType.IsBlock() && e.ownNoise > 0 && e.noise > 1.21*e.ownNoise:
+		return
+	case e.far():
 		bad("merge.equivalence", fmt.Sprintf("the stored %s weight is %.3g times as far from W + ΔW as rounding makes it", m.Type, math.Sqrt(e.noise/e.ownNoise)))
+		return
 	}
-	if m.Retention < c.opt.Lost && !c.opt.AnyRetention && m.Pass {
+	w.rounded = true
+	if m.Retention < c.opt.Lost && !c.opt.AnyRetention {
 		m.Pass, m.Why = false, fmt.Sprintf("only %.0f %% of the adapter is left", 100*m.Retention)
 	}
 }
