@@ -23,6 +23,9 @@ func completionCommand(t *terminal) *cli.Command {
 		Name:      "completion",
 		Usage:     "print a completion script for a shell",
 		ArgsUsage: "bash|zsh|fish|powershell",
+		Description: "bash: source <(loratool completion bash). zsh: the same, or save it as _loratool in a folder of fpath.\n" +
+			"fish: loratool completion fish | source. powershell: loratool completion powershell | Out-String | Invoke-Expression.\n\n" +
+			"Exit status: 0 done, 4 usage.",
 		Action: func(c *cli.Context) error {
 			shell, err := oneArgument(c, "shell")
 			if err != nil {

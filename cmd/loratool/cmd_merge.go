@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -24,9 +25,9 @@ func mergeCommand(t *terminal) *cli.Command {
 		Name:      "merge",
 		Usage:     "bake adapters into a base model",
 		ArgsUsage: "BASE",
-		Description: "Writes a model of BASE's format whose weights are BASE plus the adapters. The output appears whole or not at all,\n" +
+		Description: "Writes a model of BASE's format whose weights are BASE plus the adapters. The output appears whole or not at all, " +
 			"and is checked from the written file: exactly on a sample of rows, and with ONNX Runtime where the library is installed.\n\n" +
-			"Exit status: 0 done, 1 the check of the output failed, 2 could not complete, 3 no target matched, 4 usage.",
+			"Exit status: 0 done, 1 the check of the output failed, 2 could not complete, 3 no target matched, 4 usage, 130 interrupted.",
 		Flags: append([]cli.Flag{
 			adapterFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`: a file, or a folder when BASE is one"},
@@ -37,7 +38,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "when an adapter changes one side of tied embeddings, `HOW`: refuse, untie (store both), both (update the shared matrix)"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and write nothing"},
-			&cli.StringFlag{Name: "check", Value: "sample:8", Usage: "check the output: off, sample:`N` modules with ONNX Runtime, all"},
+			&cli.StringFlag{Name: "check", Value: "sample:8", Usage: "check the output, `HOW`: off, sample:N (N modules with ONNX Runtime), all"},
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
@@ -263,6 +264,7 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	if f := verify.LowRetention(m.args.output, kept, 0.9); f != nil {
 		doc.Findings = append(doc.Findings, *f)
 	}
+	debug.FreeOSMemory() // the slabs are done with; the check needs room of its own
 	report, err := m.t.checkMerge(ctx, m.plan, m.args.output, m.args.check, true)
 	if err != nil {
 		return err

@@ -14,23 +14,27 @@ func runtimeCommand(t *terminal) *cli.Command {
 	return &cli.Command{
 		Name:  "runtime",
 		Usage: "install or show the ONNX Runtime library",
+		Description: "The library checks merges with arithmetic that is not this program's own. Everything else works without it.\n\n" +
+			"Exit status: 0 done, 2 there is no library, or it cannot be used, 4 usage.",
 		Subcommands: []*cli.Command{
 			{
 				Name:  "install",
 				Usage: "put the library into the user's cache",
-				Description: "Fetches the pinned version with the npm client (npm pack, no scripts run) and checks its SHA-256, or takes\n" +
-					"the library out of a file: the npm package, a release archive, a Python wheel, or the library itself.",
+				Description: "Fetches the pinned version with the npm client (npm pack, no scripts run) and checks its SHA-256, or takes " +
+					"the library out of a file: the npm package, a release archive, a Python wheel, or the library itself.\n\n" +
+					"Exit status: 0 done, 2 could not install, 4 usage.",
 				Flags:  []cli.Flag{&cli.StringFlag{Name: "from", Usage: "take the library from `FILE` instead of the network"}},
 				Action: func(c *cli.Context) error { return runRuntimeInstall(t, c) },
 			},
 			{
-				Name:   "info",
-				Usage:  "show the library in use, its version and devices, and try each with a small product",
-				Action: func(c *cli.Context) error { return runRuntimeInfo(t, c) },
+				Name:        "info",
+				Usage:       "show the library in use, its version and devices, and try each with a small product",
+				Description: "Exit status: 0 done, 2 there is no library, or it cannot be used, 4 usage.",
+				Action:      func(c *cli.Context) error { return runRuntimeInfo(t, c) },
 			},
 		},
 		Action: func(c *cli.Context) error {
-			return usagef("runtime needs install or info")
+			return usagef("runtime needs a command: install or info")
 		},
 	}
 }

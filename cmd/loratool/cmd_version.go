@@ -23,14 +23,17 @@ func version() string {
 
 func versionCommand(t *terminal) *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print the version",
-		Action: func(c *cli.Context) error {
-			if t.json {
-				return t.document(map[string]string{"version": version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
-			}
-			_, err := fmt.Fprintf(t.out, "loratool %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
-		},
+		Name:        "version",
+		Usage:       "print the version",
+		Description: "Exit status: 0 done.",
+		Action:      func(*cli.Context) error { return printVersion(t) },
 	}
+}
+
+func printVersion(t *terminal) error {
+	if t.json {
+		return t.document(map[string]string{"version": version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
+	}
+	_, err := fmt.Fprintf(t.out, "loratool %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
 }

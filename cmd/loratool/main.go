@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -26,8 +28,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	t := &terminal{out: stdout, err: stderr}
 	app := newApp(t)
+	t.json = slices.Contains(args, "--json") // so that an error in the flags is a document, too
 	args, err := arrange(app, args)
-	if err == nil {
+	var h helpRequest
+	switch {
+	case errors.As(err, &h) && h.command == nil:
+		printAppHelp(stdout, app)
+		return exitDone
+	case errors.As(err, &h):
+		printCommandHelp(stdout, h.names, h.command)
+		return exitDone
+	case err == nil:
 		err = app.RunContext(ctx, args)
 	}
 	return t.finish(context.Cause(ctx), err)
@@ -43,12 +54,15 @@ func newApp(t *terminal) *cli.App {
 		Writer:                    t.out,
 		ErrWriter:                 t.err,
 		DisableSliceFlagSeparator: true,
-		UseShortOptionHandling:    true,
-		Suggest:                   true,
+		HideHelp:                  true,
 		EnableBashCompletion:      true,
 		Before:                    t.configure,
-		CommandNotFound: func(c *cli.Context, name string) {
-			t.notFound = usagef("unknown command %q", name)
+		Action: func(c *cli.Context) error {
+			if c.Bool("version") {
+				return printVersion(t)
+			}
+			printAppHelp(t.err, c.App)
+			return status(exitUsage)
 		},
 		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) },
 		ExitErrHandler: func(*cli.Context, error) {},
@@ -58,17 +72,26 @@ func newApp(t *terminal) *cli.App {
 		},
 	}
 	for _, c := range app.Commands {
-		finishCommand(c)
+		finishCommand(c, c.Name)
 	}
 	return app
 }
 
-// finishCommand gives a command what all of them share.
-func finishCommand(c *cli.Command) {
-	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) }
-	c.UseShortOptionHandling = true
+// finishCommand gives a command what all of them share: its own help, and a hint at it in usage errors.
+func finishCommand(c *cli.Command, name string) {
+	hinted := func(err error) error {
+		if u, ok := err.(usageError); ok && u.hint == "" {
+			u.hint = "loratool help " + name + " says how it is used"
+			return u
+		}
+		return err
+	}
+	c.HideHelp = true
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return hinted(usagef("%v", err)) }
+	action := c.Action
+	c.Action = func(ctx *cli.Context) error { return hinted(action(ctx)) }
 	for _, s := range c.Subcommands {
-		finishCommand(s)
+		finishCommand(s, name+" "+s.Name)
 	}
 }
 
@@ -81,7 +104,8 @@ func globalFlags() []cli.Flag {
 		&cli.StringFlag{Name: "max-memory", Usage: "keep weight buffers below `SIZE`, for example 512MiB"},
 		&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of messages on stderr: text, json"},
 		&cli.StringFlag{Name: "fail-on", Value: "error", Usage: "lowest `LEVEL` of finding that makes the exit status 1: error, warning"},
-		&cli.StringFlag{Name: "ort-lib", Usage: "ONNX Runtime library to use, `PATH`"},
+		&cli.StringFlag{Name: "ort-lib", Usage: "use the ONNX Runtime library at `PATH`"},
+		&cli.BoolFlag{Name: "version", Usage: "print the version"},
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/verify"
 )
 
 // Exit statuses of all commands.
@@ -25,11 +27,11 @@ const (
 )
 
 // A usageError is the caller's mistake on the command line.
-type usageError struct{ text string }
+type usageError struct{ text, hint string }
 
 func (e usageError) Error() string { return e.text }
 
-func usagef(format string, a ...any) error { return usageError{fmt.Sprintf(format, a...)} }
+func usagef(format string, a ...any) error { return usageError{text: fmt.Sprintf(format, a...)} }
 
 // A status ends a command whose output has already said everything.
 type status int
@@ -48,8 +50,8 @@ type terminal struct {
 	maxMemory int64
 	failOn    finding.Level
 	ortLib    string
-	notFound  error
 	warned    bool
+	printed   bool // the JSON document is out
 }
 
 func (t *terminal) configure(c *cli.Context) error {
@@ -100,18 +102,36 @@ func (t *terminal) text() io.Writer {
 
 // document prints the command's JSON document.
 func (t *terminal) document(v any) error {
+	t.printed = true
 	e := json.NewEncoder(t.out)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }
 
+// alike is how many findings of one code are printed as text before the rest is only counted.
+const alike = 10
+
 // report prints findings, errors last.
 func (t *terminal) report(findings []finding.Finding) {
 	for _, l := range []finding.Level{finding.Info, finding.Warning, finding.Error} {
+		seen := map[string]int{}
+		var order []string
 		for i := range findings {
-			if findings[i].Level == l {
-				t.say(&findings[i])
+			f := &findings[i]
+			if f.Level != l {
+				continue
+			}
+			if seen[f.Code]++; seen[f.Code] == 1 {
+				order = append(order, f.Code)
+			}
+			if seen[f.Code] <= alike || t.jsonLog {
+				t.say(f)
+			}
+		}
+		for _, code := range order {
+			if more := seen[code] - alike; more > 0 && !t.jsonLog && (!t.quiet || l == finding.Error) {
+				fmt.Fprintf(t.err, "loratool: %s: and %d more of the kind %s; --json lists all\n", l, more, code)
 			}
 		}
 	}
@@ -137,15 +157,12 @@ func (t *terminal) say(f *finding.Finding) {
 
 // finish prints what a command ended with and chooses the exit status.
 func (t *terminal) finish(cause error, err error) int {
-	if err == nil {
-		err = t.notFound
-	}
 	var stopped interrupt
 	var s status
 	var u usageError
 	switch {
 	case errors.As(cause, &stopped):
-		fmt.Fprintf(t.err, "loratool: error: %v; the output was not written\n", stopped)
+		t.fail(&finding.Finding{Code: "io.interrupted", Level: finding.Error, Message: stopped.Error()})
 		return signalStatus(stopped.signal)
 	case err == nil:
 		if t.warned && t.failOn == finding.Warning {
@@ -155,7 +172,7 @@ func (t *terminal) finish(cause error, err error) int {
 	case errors.As(err, &s):
 		return int(s)
 	case errors.As(err, &u):
-		fmt.Fprintf(t.err, "loratool: error: %s\nloratool: hint: loratool help lists the commands and their flags\n", finding.Escape(u.text))
+		t.fail(&finding.Finding{Code: "usage.arguments", Level: finding.Error, Message: u.text, Hint: cmp.Or(u.hint, "loratool help lists the commands and their flags")})
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		return exitFailed
@@ -164,11 +181,19 @@ func (t *terminal) finish(cause error, err error) int {
 	if f == nil {
 		f = &finding.Finding{Code: "io.failed", Level: finding.Error, Message: err.Error()}
 	}
-	t.say(f)
+	t.fail(f)
 	if f.Code == "match.nothing_to_do" {
 		return exitNothing
 	}
 	return exitFailed
+}
+
+// fail prints what ended a command, and the JSON document where the command has not come to it.
+func (t *terminal) fail(f *finding.Finding) {
+	t.say(f)
+	if t.json && !t.printed {
+		_ = t.document(map[string]any{"schema_version": verify.SchemaVersion, "verdict": verify.Reject, "findings": []*finding.Finding{f}})
+	}
 }
 
 // isTerminal reports whether w is a terminal.
