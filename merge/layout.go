@@ -23,7 +23,10 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 	}
 	switch m := base.(type) {
 	case *onnx.Model:
-		edit := onnx.Edit{Dir: filepath.Dir(filepath.Clean(output))}
+		edit := onnx.Edit{Dir: filepath.Dir(filepath.Clean(output)), Touched: make([]bool, len(m.Tensors()))}
+		for i := range edit.Touched {
+			edit.Touched[i] = !p.Tensors[i].copies() || p.Tensors[i].replaced()
+		}
 		for _, c := range p.clones {
 			clone := onnx.Clone{Tensor: c.Tensor, Name: c.Name}
 			for _, u := range c.Uses {

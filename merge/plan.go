@@ -112,6 +112,9 @@ func (o *Output) Source() tensor.Tensor { return o.source }
 // copies reports whether the tensor's bytes are the source's.
 func (o *Output) copies() bool { return len(o.ops) == 0 && o.SourceType == o.Type }
 
+// replaced reports whether the tensor is made from the adapter's instead of the base's.
+func (o *Output) replaced() bool { return len(o.ops) == 0 && len(o.Updates) > 0 }
+
 // An Applied is an update as a plan shows it.
 type Applied struct {
 	Adapter string         `json:"adapter"`
@@ -401,6 +404,11 @@ func (p *planner) chooseType(out *Output) {
 	case p.opt.DType == tensor.Invalid, p.base.Format() == "gguf" && len(out.Shape) < 2:
 	case source.IsFloat(), source.IsBlock() && updated:
 		out.Type = typeName(p.opt.DType)
+	}
+	if p.base.Format() == "onnx" && out.Type != out.SourceType {
+		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "an ONNX graph computes in the types its weights have, so none is changed").
+			In(out.Name).Expected(tensor.DType(out.Type), source).Hinted("leave --dtype out"))
+		return
 	}
 	if tensor.DType(out.Type) == out.source.DType && len(out.ops) == 0 {
 		return

@@ -9,6 +9,8 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/onnx"
+	"github.com/loratool/loratool/formats/torch"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -28,6 +30,9 @@ func File(ctx context.Context, path string, digests bool) (*Report, error) {
 	}
 	defer m.Close()
 	r.Findings = append(r.Findings, m.Findings()...)
+	if err := deeper(r, m); err != nil {
+		return nil, err
+	}
 	if digests {
 		r.Tensors = map[string]Digest{}
 		for _, t := range m.Tensors() {
@@ -43,6 +48,25 @@ func File(ctx context.Context, path string, digests bool) (*Report, error) {
 		}
 	}
 	return r.conclude(), nil
+}
+
+// deeper adds what a format can check beyond its header: checksums of data.
+func deeper(r *Report, m formats.Model) error {
+	switch m := m.(type) {
+	case *torch.Model:
+		if err := m.CheckData(); err != nil {
+			f := finding.Of(err)
+			if f == nil {
+				return err
+			}
+			r.add(f)
+		}
+	case *onnx.Model:
+		found, err := m.Checksums()
+		r.Findings = append(r.Findings, found...)
+		return err
+	}
+	return nil
 }
 
 func digest(ctx context.Context, t *tensor.Tensor) (Digest, error) {
