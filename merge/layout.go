@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/formats/safetensors"
@@ -35,6 +36,14 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 			edit.Clones = append(edit.Clones, clone)
 		}
 		return m.Rewrite(specs, opt, edit)
+	case *gguf.Model:
+		h := m.Header()
+		if t, ok := p.fileType(); ok {
+			if _, has := h.KVs.Get("general.file_type"); has {
+				h.KVs.Set("general.file_type", gguf.Of(t))
+			}
+		}
+		return gguf.NewLayout(h, specs, opt)
 	case *safetensors.Model:
 		if p.untied && m.IsFolder() {
 			config, err := untiedConfig(m.Path())
@@ -45,6 +54,31 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 		}
 	}
 	return base.Layout(specs, opt)
+}
+
+// fileTypes are llama.cpp's numbers (general.file_type) of files whose matrices are mostly of one type.
+var fileTypes = map[tensor.DType]uint32{
+	tensor.F32: 0, tensor.F16: 1, tensor.BF16: 32, tensor.Q4_0: 2, tensor.Q4_1: 3, tensor.Q8_0: 7, tensor.Q5_0: 8, tensor.Q5_1: 9,
+}
+
+// fileType is the file type of an output in which types changed: that of most of its elements.
+func (p *Plan) fileType() (uint32, bool) {
+	elements := map[tensor.DType]int64{}
+	changed := false
+	var most tensor.DType
+	for i := range p.Tensors {
+		s := p.Tensors[i].Spec()
+		n, err := s.Shape.Elements()
+		if err != nil || len(s.Shape) < 2 {
+			continue
+		}
+		changed = changed || p.Tensors[i].Type != p.Tensors[i].SourceType
+		if elements[s.DType] += n; elements[s.DType] > elements[most] {
+			most = s.DType
+		}
+	}
+	t, ok := fileTypes[most]
+	return t, ok && changed
 }
 
 var (

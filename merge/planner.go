@@ -3,9 +3,11 @@ package merge
 import (
 	"fmt"
 	"sort"
+	"strings"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -74,6 +76,11 @@ func (p *planner) match(in Input) error {
 	if a.NoMerge != nil {
 		return a.NoMerge
 	}
+	a, err := translate(p.base, a)
+	if err != nil {
+		return err
+	}
+	in.Adapter = a
 	resolver, err := p.opt.Resolve(a)
 	if err != nil {
 		return err
@@ -182,6 +189,10 @@ func (p *planner) bindOne(out *Output, b bound) error {
 		u.Scale = adapter.Scale{Value: 1, Source: "replacement"}
 	}
 	u.Scale = u.Scale.Times(b.in.Scale)
+	if u.Kind == adapter.Replace && p.shiftedNorm(out.Name) {
+		return finding.Errorf("adapter.unsupported_feature", "", "a whole norm of module %q: this GGUF stores norms with 1 added", u.Module).
+			In(out.Name).Hinted("merge into the Hugging Face folder and convert the result")
+	}
 	if out.source.DType == tensor.Invalid {
 		return finding.Errorf("container.unsupported", base, "tensor has no known type").In(out.Name)
 	}
@@ -206,6 +217,12 @@ func (p *planner) bindOne(out *Output, b bound) error {
 	}
 	out.ops = append(out.ops, op)
 	return nil
+}
+
+// shiftedNorm reports whether a GGUF base stores a norm's scale with 1 added, as llama.cpp does for Gemma.
+func (p *planner) shiftedNorm(name string) bool {
+	m, ok := p.base.(*gguf.Model)
+	return ok && strings.HasPrefix(m.Arch(), "gemma") && strings.HasSuffix(name, "_norm.weight")
 }
 
 // moduleName is how reports call what an update changes: the module, or the parameter when it is not its weight.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/onnx"
@@ -26,13 +27,30 @@ func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
 		case *onnx.Model:
 			return onnxResolver(m, a)
 		}
-		if a.Space == naming.GGUF {
-			return nil, finding.Errorf("adapter.wrong_ecosystem", a.Path, "a GGUF adapter does not name the modules of a Hugging Face base").
-				Hinted("loratool convert --to peft --base BASE makes a PEFT adapter of it")
-		}
 		config := readConfig(base.Path())
 		return conv1D{naming.NewHF(names, func(n string) []int64 { return shapes[n] }), config, a}, nil
 	}
+}
+
+// translate brings a GGUF adapter into Hugging Face names, with rows in Hugging Face order, for bases of
+// other formats. The geometry comes from the config.json beside the base.
+func translate(base Base, a *adapter.Adapter) (*adapter.Adapter, error) {
+	if a.Space != naming.GGUF || base.Format() == "gguf" {
+		return a, nil
+	}
+	config := readConfig(base.Path())
+	if config == nil {
+		return nil, finding.Errorf("adapter.wrong_ecosystem", a.Path, "a GGUF adapter's row order depends on the base's heads, and there is no config.json beside the base to tell them").
+			Hinted("put the base's config.json beside it")
+	}
+	arch, hp, err := naming.FromConfig(config)
+	if err != nil {
+		return nil, finding.Errorf("base.unsupported", base.Path(), "%v", err)
+	}
+	if a.Arch != "" && a.Arch != arch {
+		return nil, finding.Errorf("base.mismatch", a.Path, "the adapter was made for another architecture").Expected(a.Arch, arch)
+	}
+	return gguflora.ToHF(a, arch, hp)
 }
 
 func ggufResolver(m *gguf.Model, a *adapter.Adapter, names []string) (naming.Resolver, error) {

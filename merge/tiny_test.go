@@ -259,3 +259,16 @@ func TestSubtract(t *testing.T) {
 		}
 	}
 }
+
+// TestGGUFAdapterOnFolder merges the GGUF adapter into the Hugging Face folder: the bytes are those of the
+// PEFT adapter it is the twin of.
+func TestGGUFAdapterOnFolder(t *testing.T) {
+	base := open(t, filepath.Join(tiny, "base"))
+	_, want, _ := merged(t, base, []merge.Input{input(t, filepath.Join(tiny, "adapter"), 1, dialect.Options{})}, merge.Options{}, merge.RunOptions{})
+	_, got, _ := merged(t, base, []merge.Input{input(t, filepath.Join(tiny, "adapter.gguf"), 1, dialect.Options{})}, merge.Options{}, merge.RunOptions{})
+	for name := range want {
+		if !bytes.Equal(got[name], want[name]) {
+			t.Errorf("%s differs", name)
+		}
+	}
+}
