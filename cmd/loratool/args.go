@@ -12,7 +12,7 @@ import (
 // flags, and after "--" the positionals. The parser stops at the first positional, so without this
 // "loratool merge base --out x" would silently ignore --out. "help COMMAND" becomes "COMMAND --help".
 func arrange(app *cli.App, args []string) ([]string, error) {
-	if len(args) < 2 || slices.Contains(args, "--generate-bash-completion") {
+	if len(args) < 2 {
 		return args, nil
 	}
 	a := arrangement{global: valueFlags(app.Flags), commands: app.Commands, local: map[string]bool{}}
@@ -39,10 +39,8 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	if a.help {
 		return nil, helpRequest{a.names, a.command}
 	}
-	for _, p := range a.positionals {
-		if p == "-" {
-			return nil, usagef("\"-\" is not a file: standard input and output are not used for models")
-		}
+	if slices.Contains(a.positionals, "-") || slices.Contains(a.flags, "-") {
+		return nil, usagef("\"-\" is not a file: standard input and output are not used for models")
 	}
 	out := append([]string{args[0]}, a.globals...)
 	out = append(append(out, a.names...), a.flags...)

@@ -3,12 +3,15 @@ package main
 import (
 	_ "embed"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 )
 
-// The scripts ask the program itself for the words that fit: it answers --generate-bash-completion.
+// askCompletion is the last argument by which the scripts ask the program itself for the words that fit.
+const askCompletion = "--generate-bash-completion"
+
 var (
 	//go:embed completion/bash.sh
 	bashCompletion string
@@ -50,4 +53,36 @@ func completionCommand(t *terminal) *cli.Command {
 			return err
 		},
 	}
+}
+
+// completions are the words that may follow words, or, where the last one begins with a dash, the flags it
+// may become. There are none where a file is expected, which shells complete themselves.
+func completions(app *cli.App, words []string) []string {
+	commands, flags, path := app.Commands, app.Flags, []string{}
+	for _, w := range words {
+		for _, c := range commands {
+			if c.HasName(w) {
+				commands, flags = c.Subcommands, append(slices.Clip(c.Flags), app.Flags...)
+				path = append(path, w)
+				break
+			}
+		}
+	}
+	var out []string
+	if len(words) > 0 && strings.HasPrefix(words[len(words)-1], "-") {
+		for _, f := range flags {
+			out = append(out, "--"+f.Names()[0])
+		}
+		return append(out, "--help")
+	}
+	if len(path) == 1 && path[0] == "completion" {
+		return []string{"bash", "zsh", "fish", "powershell"}
+	}
+	for _, c := range commands {
+		out = append(out, c.Name)
+	}
+	if len(path) == 0 {
+		out = append(out, "help")
+	}
+	return out
 }

@@ -68,6 +68,9 @@ func runConvert(t *terminal, c *cli.Context) error {
 		return err
 	}
 	defer a.Close()
+	if err := outputIsInput(output, []string{in}); err != nil {
+		return err
+	}
 	job := conversion{t: t, a: a, output: output, base: c.String("base"), dtype: dtype, force: c.Bool("force"), skipTied: c.Bool("allow-unmatched")}
 	switch to := strings.ToLower(c.String("to")); to {
 	case "gguf":

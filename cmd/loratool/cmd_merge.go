@@ -170,7 +170,7 @@ func refusePlan(t *terminal, plan *merge.Plan, err error) error {
 	t.report(plan.Findings)
 	applied := appliedPairs(plan)
 	if len(plan.Pairs) > 0 {
-		fmt.Fprintf(t.err, "loratool: %d of %d adapter updates fit the base; nothing was written\n", applied, len(plan.Pairs))
+		fmt.Fprintf(t.err, "loratool: %d of %d adapter updates fit the base\n", applied, len(plan.Pairs))
 	}
 	return refusal(plan, first)
 }
@@ -218,6 +218,13 @@ func (m *merging) provenance() [][2]string {
 }
 
 func (m *merging) write(ctx context.Context, force bool) error {
+	paths := []string{m.args.base}
+	for _, in := range m.inputs {
+		paths = append(paths, in.Adapter.Path)
+	}
+	if err := outputIsInput(m.args.output, paths); err != nil {
+		return err
+	}
 	l, err := m.plan.Layout(m.base, m.args.output, layout.Options{MaxShardSize: m.args.shard, Provenance: m.provenance()})
 	if err != nil {
 		return err

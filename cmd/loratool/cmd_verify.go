@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -178,10 +179,15 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*
 	}
 	defer closeAll()
 	if planErr != nil {
-		t.report(plan.Findings)
-		return nil, status(exitFailed)
+		return nil, refusePlan(t, plan, planErr)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return nil, finding.Errorf("files.missing", path, "there is no such merged model")
 	}
 	r, err := t.checkMerge(c.Context, plan, path, level, false)
+	if f := finding.Of(err); f != nil && f.File == path {
+		return verify.Rejected(f), nil // it cannot be opened for what it is
+	}
 	if err != nil {
 		return nil, err
 	}

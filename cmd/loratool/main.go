@@ -28,6 +28,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	t := &terminal{out: stdout, err: stderr}
 	app := newApp(t)
+	if last := len(args) - 1; last > 0 && args[last] == askCompletion {
+		for _, w := range completions(app, args[1:last]) {
+			fmt.Fprintln(stdout, w)
+		}
+		return exitDone
+	}
 	t.json = slices.Contains(args, "--json") // so that an error in the flags is a document, too
 	args, err := arrange(app, args)
 	var h helpRequest
@@ -55,7 +61,6 @@ func newApp(t *terminal) *cli.App {
 		ErrWriter:                 t.err,
 		DisableSliceFlagSeparator: true,
 		HideHelp:                  true,
-		EnableBashCompletion:      true,
 		Before:                    t.configure,
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {

@@ -10,6 +10,7 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/verify"
 )
@@ -83,6 +84,14 @@ func planMerge(base formats.Writable, inputs []merge.Input, opt merge.Options) (
 	}
 	plan.Findings = append(findings, plan.Findings...)
 	return plan, err
+}
+
+// outputIsInput refuses an output that would replace what it is made from, whether forced or not.
+func outputIsInput(output string, inputs []string) error {
+	if in := layout.SameFile(output, inputs); in != "" {
+		return finding.Errorf("output.is_input", output, "the output would replace an input, %s", in).Hinted("choose another output; move it over the input when it is checked")
+	}
+	return nil
 }
 
 // oneArgument returns the single positional of a command.
