@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
-	"syscall"
 	"time"
 
 	"github.com/loratool/loratool/formats/layout"
@@ -192,9 +191,5 @@ func timeMerge(program, model, adapter, out string) (time.Duration, int64, error
 		return 0, 0, err
 	}
 	d := time.Since(start)
-	usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	if !ok {
-		return d, 0, nil
-	}
-	return d, usage.Maxrss << 10, nil
+	return d, peakMemory(cmd.ProcessState), nil
 }
