@@ -25,18 +25,49 @@ func toBlocks(n, size int, encode func(b []byte, x []float32) (finite bool)) fun
 	return func(dst []byte, src []float32) error {
 		for i := 0; i < len(src); i += n {
 			x := src[i : i+n : i+n]
-			if j := nonFinite(x); j >= 0 {
-				return finding.Errorf("quant.nonfinite_value", "", "element %d is %v, which a block type cannot hold", i+j, x[j]).
-					Hinted("repair the weights, or keep this tensor in a floating-point type")
+			if err := mustBeFinite(x, i); err != nil {
+				return err
 			}
 			if !encode(dst[:size:size], x) {
-				return finding.Errorf("quant.scale_overflow", "", "the scale of elements %d to %d overflows float16", i, i+n-1).
-					Hinted("keep this tensor in a floating-point type")
+				return overflow(i, n)
 			}
 			dst = dst[size:]
 		}
 		return nil
 	}
+}
+
+// toWeighedBlocks is toBlocks for an encoder that also gets the importance of the block's elements.
+func toWeighedBlocks(n, size int, encode func(b []byte, x, importance []float32) (finite bool)) rowEncoder {
+	return func(dst []byte, src []float32, cols int, importance []float32) error {
+		for i := 0; i < len(src); i += n {
+			x, w := src[i:i+n:i+n], importance[i%cols:][:n:n]
+			if err := mustBeFinite(x, i); err != nil {
+				return err
+			}
+			if !encode(dst[:size:size], x, w) {
+				return overflow(i, n)
+			}
+			dst = dst[size:]
+		}
+		return nil
+	}
+}
+
+// mustBeFinite is the error for the first value that is not finite. The values start at element at.
+func mustBeFinite(x []float32, at int) error {
+	j := nonFinite(x)
+	if j < 0 {
+		return nil
+	}
+	return finding.Errorf("quant.nonfinite_value", "", "element %d is %v, which a block type cannot hold", at+j, x[j]).
+		Hinted("repair the weights, or keep this tensor in a floating-point type")
+}
+
+// overflow is the error for a block of n elements from element at on.
+func overflow(at, n int) error {
+	return finding.Errorf("quant.scale_overflow", "", "the scale of elements %d to %d overflows float16", at, at+n-1).
+		Hinted("keep this tensor in a floating-point type")
 }
 
 // nonFinite is the index of the first value that is not finite, or -1.

@@ -15,8 +15,12 @@ import (
 type Codec struct {
 	dtype  tensor.DType
 	decode func(dst []float32, src []byte)
-	encode func(dst []byte, src []float32) error
+	encode func(dst []byte, src []float32) error // nil: not without importance
+	weigh  rowEncoder                            // nil: importance changes nothing
 }
+
+// A rowEncoder encodes rows of cols elements whose columns matter as importance says.
+type rowEncoder func(dst []byte, src []float32, cols int, importance []float32) error
 
 // Of returns the codec of a type, or false for types that hold no numbers of this kind: integers,
 // packed sub-byte floats, and the types ggml keeps for activations.
@@ -32,8 +36,12 @@ func Of(d tensor.DType) (Codec, bool) {
 // DType is the type the codec converts.
 func (c Codec) DType() tensor.DType { return c.dtype }
 
-// CanEncode reports whether Encode works for the type without further data.
-func (c Codec) CanEncode() bool { return c.encode != nil }
+// CanEncode reports whether the type can be written; some need importance for it.
+func (c Codec) CanEncode() bool { return c.encode != nil || c.weigh != nil }
+
+// NeedsImportance reports whether the type can be written only with importance, as the reference
+// demands for IQ1_S, IQ2_XXS and IQ2_XS.
+func (c Codec) NeedsImportance() bool { return c.encode == nil && c.weigh != nil }
 
 // Decode converts whole blocks to float32. src holds exactly the bytes of len(dst) elements; other
 // lengths are a mistake of the caller and panic.
@@ -52,13 +60,46 @@ func (c Codec) Decode(dst []float32, src []byte) {
 // (quant.nonfinite_value), or whose scale overflows its type (quant.scale_overflow), is an error, a
 // *finding.Finding without file and tensor, and leaves dst undefined.
 func (c Codec) Encode(dst []byte, src []float32) error {
-	if c.encode == nil {
+	switch {
+	case c.NeedsImportance():
+		return finding.Errorf("quant.needs_importance", "", "type %s cannot be written without an importance matrix", c.dtype).
+			Hinted("give an importance matrix, or choose another type")
+	case c.encode == nil:
 		return finding.Errorf("quant.no_encoder", "", "type %s cannot be written", c.dtype)
 	}
 	if err := c.fits(len(dst), len(src)); err != nil {
 		return err
 	}
 	return c.encode(dst, src)
+}
+
+// EncodeRows is Encode for whole rows of cols elements, whose columns weigh in the choice of scales
+// and codes as importance says: cols finite numbers, none negative, or nil for none. Types that
+// cannot use it ignore it. Rows may come one by one or together, but never in parts: Q4_0, Q4_1, Q5_0
+// and Q5_1 look at the whole row.
+func (c Codec) EncodeRows(dst []byte, src []float32, cols int, importance []float32) error {
+	if cols <= 0 || len(src)%cols != 0 || cols%c.dtype.BlockLen() != 0 {
+		return finding.Errorf("quant.row_length", "", "%d elements in rows of %d do not make blocks of %d", len(src), cols, c.dtype.BlockLen())
+	}
+	if importance == nil {
+		return c.Encode(dst, src)
+	}
+	if len(importance) != cols {
+		return finding.Errorf("quant.importance_size", "", "the importance matrix does not fit the rows").
+			Expected(len(importance), cols)
+	}
+	for i, w := range importance {
+		if !(w >= 0) || !isFinite(w) {
+			return finding.Errorf("quant.bad_importance", "", "column %d has importance %v, which is not a finite number from zero up", i, w)
+		}
+	}
+	if c.weigh == nil {
+		return c.Encode(dst, src)
+	}
+	if err := c.fits(len(dst), len(src)); err != nil {
+		return err
+	}
+	return c.weigh(dst, src, cols, importance)
 }
 
 func (c Codec) fits(bytes, elements int) error {
