@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"io"
 
@@ -14,10 +15,18 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
-// File says whether a file or model folder is sound. With digests, every tensor is read and hashed.
-// A file that cannot be opened for what it holds gives a report of verdict Reject; the error is for
-// what kept the check from being made.
-func File(ctx context.Context, path string, digests bool) (*Report, error) {
+// FileOptions say how much of a file is read.
+type FileOptions struct {
+	// Digests reads and hashes every tensor. Otherwise the values are read when they are at most Small bytes
+	// in all, and the check is of the header alone for bigger files.
+	Digests bool
+	Small   int64
+}
+
+// File says whether a file or model folder is sound: its header, and what reading the values shows, such
+// as checksums that do not match, NaN and infinity. A file that cannot be opened for what it holds gives a
+// report of verdict Reject; the error is for what kept the check from being made.
+func File(ctx context.Context, path string, opt FileOptions) (*Report, error) {
 	r := &Report{}
 	m, err := formats.Open(path)
 	if err != nil {
@@ -33,17 +42,30 @@ func File(ctx context.Context, path string, digests bool) (*Report, error) {
 	if err := deeper(r, m); err != nil {
 		return nil, err
 	}
-	if digests {
+	var size int64
+	for _, t := range m.Tensors() {
+		size += t.Size
+	}
+	if !opt.Digests && (size > opt.Small || r.conclude().Verdict == Reject) {
+		return r.conclude(), nil
+	}
+	if opt.Digests {
 		r.Tensors = map[string]Digest{}
-		for _, t := range m.Tensors() {
-			d, err := digest(ctx, &t)
-			if err != nil {
-				if f := finding.Of(err); f != nil {
-					r.add(f)
-					continue
-				}
+	}
+	for _, t := range m.Tensors() {
+		d, odd, err := read(ctx, &t)
+		if err != nil {
+			f := finding.Of(err)
+			if f == nil {
 				return nil, err
 			}
+			r.add(f)
+			continue
+		}
+		if odd {
+			r.add(finding.Warnf("numeric.nan_inf", path, "the tensor holds NaN or infinity").In(t.Name))
+		}
+		if opt.Digests {
 			r.Tensors[t.Name] = d
 		}
 	}
@@ -69,24 +91,59 @@ func deeper(r *Report, m formats.Model) error {
 	return nil
 }
 
-func digest(ctx context.Context, t *tensor.Tensor) (Digest, error) {
+// read hashes a tensor and looks for values that are not finite.
+func read(ctx context.Context, t *tensor.Tensor) (d Digest, odd bool, err error) {
 	h := sha256.New()
 	buf := make([]byte, min(t.Size, 4<<20))
 	for off := int64(0); off < t.Size; off += int64(len(buf)) {
 		if err := ctx.Err(); err != nil {
-			return Digest{}, err
+			return Digest{}, false, err
 		}
 		p := buf[:min(int64(len(buf)), t.Size-off)]
 		if _, err := t.ReadAt(p, off); err != nil && err != io.EOF {
-			return Digest{}, err
+			return Digest{}, false, err
 		}
 		h.Write(p)
+		odd = odd || notFinite(t.DType, p)
 	}
 	shape := t.Shape
 	if shape == nil {
 		shape = tensor.Shape{}
 	}
-	return Digest{DType: t.DType.String(), Shape: shape, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
+	return Digest{DType: t.DType.String(), Shape: shape, SHA256: hex.EncodeToString(h.Sum(nil))}, odd, nil
+}
+
+// notFinite reports whether little-endian values of a float type have an exponent of all ones, which is
+// NaN or infinity.
+func notFinite(t tensor.DType, p []byte) bool {
+	le := binary.LittleEndian
+	switch t {
+	case tensor.F64:
+		for ; len(p) >= 8; p = p[8:] {
+			if le.Uint64(p)>>52&0x7ff == 0x7ff {
+				return true
+			}
+		}
+	case tensor.F32:
+		for ; len(p) >= 4; p = p[4:] {
+			if le.Uint32(p)>>23&0xff == 0xff {
+				return true
+			}
+		}
+	case tensor.BF16:
+		for ; len(p) >= 2; p = p[2:] {
+			if le.Uint16(p)>>7&0xff == 0xff {
+				return true
+			}
+		}
+	case tensor.F16:
+		for ; len(p) >= 2; p = p[2:] {
+			if le.Uint16(p)>>10&0x1f == 0x1f {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Rejected is the report on something that could not be opened for what it holds.

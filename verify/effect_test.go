@@ -1,0 +1,62 @@
+package verify
+
+import (
+	"encoding/binary"
+	"math"
+	"testing"
+
+	"github.com/loratool/loratool/tensor"
+)
+
+func TestEffect(t *testing.T) {
+	tests := []struct {
+		ratio float64
+		dtype tensor.DType
+		want  string
+	}{
+		{0, tensor.F32, "adapter.no_effect"},
+		{1e-40, tensor.F32, "adapter.no_effect"},
+		{1e-7, tensor.F32, ""},
+		{1e-6, tensor.F16, "adapter.no_effect"},
+		{1e-4, tensor.F16, ""},
+		{1e-4, tensor.BF16, "adapter.no_effect"},
+		{1e-3, tensor.BF16, ""},
+		{0.07, tensor.BF16, ""},
+		{1.8, tensor.F32, ""},
+		{4.1, tensor.F32, "adapter.magnitude"},
+		{1e30, tensor.F32, "adapter.magnitude"},
+	}
+	for _, tt := range tests {
+		got := ""
+		if f := effect(tt.ratio, tt.dtype); f != nil {
+			got = f.Code
+		}
+		if got != tt.want {
+			t.Errorf("ratio %g of %s: %q, expected %q", tt.ratio, tt.dtype, got, tt.want)
+		}
+	}
+}
+
+func TestNotFinite(t *testing.T) {
+	bits := func(n int, x uint64) []byte { return binary.LittleEndian.AppendUint64(nil, x)[:n] }
+	for _, tt := range []struct {
+		t    tensor.DType
+		p    []byte
+		want bool
+	}{
+		{tensor.F32, bits(4, uint64(math.Float32bits(math.MaxFloat32))), false},
+		{tensor.F32, bits(4, 0xff800000), true},
+		{tensor.F32, append(bits(4, 0), bits(4, 0x7fc00001)...), true},
+		{tensor.F64, bits(8, math.Float64bits(math.MaxFloat64)), false},
+		{tensor.F64, bits(8, math.Float64bits(math.NaN())), true},
+		{tensor.F16, bits(2, 0x7bff), false},
+		{tensor.F16, bits(2, 0xfc00), true},
+		{tensor.BF16, bits(2, 0x7f7f), false},
+		{tensor.BF16, bits(2, 0x7f80), true},
+		{tensor.I32, bits(4, 0xffffffff), false},
+	} {
+		if got := notFinite(tt.t, tt.p); got != tt.want {
+			t.Errorf("%s %x: %v, expected %v", tt.t, tt.p, got, tt.want)
+		}
+	}
+}
