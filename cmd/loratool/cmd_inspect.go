@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 
@@ -60,9 +62,13 @@ type inspectedTensor struct {
 }
 
 type inspectedAdapter struct {
-	Rank      []int             `json:"rank"`  // the distinct ranks
-	Alpha     []float64         `json:"alpha"` // the distinct alphas
-	Scale     []float64         `json:"scale"` // the distinct effective scales
+	// One number where all low-rank modules agree, else null; the lists hold the distinct ones.
+	Rank      *int              `json:"rank"`
+	Alpha     *float64          `json:"alpha"`
+	Scale     *float64          `json:"scale"` // effective
+	Ranks     []int             `json:"ranks"`
+	Alphas    []float64         `json:"alphas"`
+	Scales    []float64         `json:"scales"`
 	BaseModel string            `json:"base_model,omitempty"`
 	Modules   []inspectedModule `json:"modules"`
 }
@@ -220,7 +226,7 @@ func (in *inspected) addTensors(ts []tensor.Tensor) {
 }
 
 func describeAdapter(a *adapter.Adapter) *inspectedAdapter {
-	out := &inspectedAdapter{BaseModel: a.BaseModel, Rank: []int{}, Alpha: []float64{}, Scale: []float64{}, Modules: []inspectedModule{}}
+	out := &inspectedAdapter{BaseModel: a.BaseModel, Modules: []inspectedModule{}}
 	ranks, alphas, scales := map[int]bool{}, map[float64]bool{}, map[float64]bool{}
 	for _, u := range a.Updates {
 		m := inspectedModule{Module: u.Module, Param: u.Param, Kind: u.Kind}
@@ -230,19 +236,20 @@ func describeAdapter(a *adapter.Adapter) *inspectedAdapter {
 		}
 		out.Modules = append(out.Modules, m)
 	}
-	for r := range ranks {
-		out.Rank = append(out.Rank, r)
-	}
-	sort.Ints(out.Rank)
-	for x := range alphas {
-		out.Alpha = append(out.Alpha, x)
-	}
-	sort.Float64s(out.Alpha)
-	for x := range scales {
-		out.Scale = append(out.Scale, x)
-	}
-	sort.Float64s(out.Scale)
+	out.Rank, out.Ranks = distinct(ranks)
+	out.Alpha, out.Alphas = distinct(alphas)
+	out.Scale, out.Scales = distinct(scales)
 	return out
+}
+
+// distinct sorts the keys of a set; one is the key of a set that has a single one.
+func distinct[N int | float64](set map[N]bool) (one *N, all []N) {
+	all = slices.AppendSeq([]N{}, maps.Keys(set))
+	slices.Sort(all)
+	if len(all) == 1 {
+		one = &all[0]
+	}
+	return one, all
 }
 
 func printInspected(t *terminal, in inspected, tensors bool) {
@@ -264,12 +271,16 @@ func printInspected(t *terminal, in inspected, tensors bool) {
 		fmt.Fprintf(out, "  %s = %s\n", finding.Escape(kv[0]), string(v))
 	}
 	if a := in.Adapter; a != nil {
-		fmt.Fprintf(out, "  base model %q, rank %v, alpha %v, effective scale %v\n", a.BaseModel, a.Rank, a.Alpha, a.Scale)
+		fmt.Fprintf(out, "  base model %q, rank %v, alpha %v, effective scale %v\n", a.BaseModel, a.Ranks, a.Alphas, a.Scales)
 		w := table.NewWriter()
 		w.SetStyle(plainTable())
 		w.AppendHeader(table.Row{"module", "kind", "rank", "scale", "from"})
 		for _, m := range a.Modules {
-			row := table.Row{finding.Escape(m.Module + "." + m.Param), m.Kind, "", "", ""}
+			name := m.Module
+			if m.Param != "weight" {
+				name += "." + m.Param
+			}
+			row := table.Row{finding.Escape(name), m.Kind, "", "", ""}
 			if m.Rank > 0 {
 				row = table.Row{row[0], m.Kind, m.Rank, fmt.Sprintf("%g", m.Scale), m.Source}
 			}
