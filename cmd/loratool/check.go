@@ -54,6 +54,9 @@ func parseCheck(s, device string, seed uint64) (checkLevel, error) {
 // openRuntime opens ONNX Runtime. A library that is missing is a reason, not an error, unless a device
 // was asked for by name.
 func (t *terminal) openRuntime(ctx context.Context, device onnxruntime.Device) (*onnxruntime.Runtime, string, error) {
+	if t.runtime != nil {
+		return t.runtime, "", nil
+	}
 	lib, err := onnxruntime.Locate(t.ortLib)
 	var r *onnxruntime.Runtime
 	if err == nil {
@@ -64,6 +67,7 @@ func (t *terminal) openRuntime(ctx context.Context, device onnxruntime.Device) (
 		r, err = onnxruntime.Open(ctx, lib, onnxruntime.Options{Device: device, Threads: t.jobs, Prober: prober})
 	}
 	if err == nil {
+		t.runtime = r
 		return r, "", nil
 	}
 	if device != onnxruntime.Auto || t.ortLib != "" {
@@ -74,6 +78,15 @@ func (t *terminal) openRuntime(ctx context.Context, device onnxruntime.Device) (
 		reason += " (" + f.Hint + ")"
 	}
 	return nil, reason, nil
+}
+
+// demandRuntime fails where a device or a library was asked for that cannot be used, before anything is written.
+func (t *terminal) demandRuntime(ctx context.Context, level checkLevel) error {
+	if level.off || level.device == onnxruntime.Auto && t.ortLib == "" {
+		return nil
+	}
+	_, _, err := t.openRuntime(ctx, level.device)
+	return err
 }
 
 // checkMerge verifies a written output against the plan it was made by; nil when checks are off. With
@@ -91,7 +104,7 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	if err != nil {
 		return nil, err
 	}
-	add, done := t.bar("checking", int64(len(plan.Tensors)))
+	add, done := t.bar("checking", "tensors", int64(len(plan.Tensors)))
 	defer done()
 	return verify.Merge(ctx, plan, merged, verify.MergeOptions{
 		All: level.all, Modules: level.modules, Seed: level.seed, Jobs: t.jobs, Runtime: rt, NoRuntime: reason, Progress: add, AnyRetention: anyRetention,
@@ -118,7 +131,7 @@ func printCheck(out io.Writer, r *verify.Report) {
 		fmt.Fprintf(out, ", %.4f %% of %d elements are one rounding of W + ΔW", 100*float64(rounded)/float64(elements), elements)
 	}
 	fmt.Fprintln(out, ")")
-	if u := r.Unchanged; u != nil {
+	if u := r.Unchanged; u != nil && u.Tensors > 0 {
 		how := "sampled"
 		if u.Whole {
 			how = "whole"

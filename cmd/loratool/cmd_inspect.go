@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"sort"
 	"strings"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/dialect"
+	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
@@ -155,10 +158,7 @@ func inspect(path string, opt dialect.Options) (inspected, error) {
 			return in, err
 		}
 		defer a.Close()
-		in.Format = "safetensors"
-		if d == "gguf" {
-			in.Format = "gguf"
-		}
+		in.Format = weightsFormat(path, d)
 		in.Findings = append(in.Findings, a.Findings...)
 		if a.NoMerge != nil {
 			f := *a.NoMerge
@@ -194,6 +194,23 @@ func inspect(path string, opt dialect.Options) (inspected, error) {
 		in.Metadata = append(in.Metadata, h.Metadata...)
 	}
 	return in, nil
+}
+
+// weightsFormat names the format of an adapter's weights: a PEFT folder without safetensors holds a pickle.
+func weightsFormat(path, dialect string) string {
+	switch {
+	case dialect == "gguf":
+		return "gguf"
+	case formats.IsFolder(path):
+		if _, err := os.Stat(filepath.Join(path, peft.WeightsName)); err != nil && dialect == "peft" {
+			return "torch"
+		}
+	default:
+		if f, err := formats.Sniff(path); err == nil {
+			return f
+		}
+	}
+	return "safetensors"
 }
 
 // adapterTensors lists the stored tensors of an adapter's factors.

@@ -150,6 +150,9 @@ func runMerge(t *terminal, c *cli.Context) error {
 		return refusePlan(t, plan, err)
 	}
 	m := merging{t: t, args: args, base: base, inputs: inputs, plan: plan}
+	if err := t.demandRuntime(c.Context, args.check); err != nil {
+		return err
+	}
 	if err := m.write(c.Context, c.Bool("force")); err != nil {
 		return err
 	}
@@ -241,7 +244,7 @@ func (m *merging) write(ctx context.Context, force bool) error {
 	for _, it := range l.Items {
 		total += it.Size
 	}
-	add, done := m.t.bar("merging", total)
+	add, done := m.t.bar("merging", "", total)
 	m.stats, err = merge.Run(ctx, m.plan, l, w, merge.RunOptions{Jobs: m.t.jobs, MaxMemory: m.t.maxMemory, Progress: add})
 	if err == nil {
 		err = w.WriteSpans(ctx)

@@ -5,17 +5,22 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 )
 
-// bar shows the progress of total bytes on stderr and returns a function that adds to it and one that ends it.
-func (t *terminal) bar(label string, total int64) (add func(int64), done func()) {
+// bar shows on stderr how much of total bytes, or of total other things when unit is not "", is done. It returns
+// a function that adds to that and one that removes the bar.
+func (t *terminal) bar(label, unit string, total int64) (add func(int64), done func()) {
 	show := t.progress == "always" || t.progress == "auto" && isTerminal(t.err) && !t.quiet
 	if !show || total <= 0 {
 		return func(int64) {}, func() {}
 	}
+	counter, speed := decor.CountersNoUnit("%d of %d "+unit), decor.Name("")
+	if unit == "" {
+		counter, speed = decor.CountersKibiByte("% .1f of % .1f"), decor.AverageSpeed(decor.SizeB1024(0), "% .1f ")
+	}
 	p := mpb.New(mpb.WithOutput(t.err), mpb.WithWidth(40))
 	b := p.AddBar(total,
 		mpb.BarRemoveOnComplete(),
-		mpb.PrependDecorators(decor.Name(label+" "), decor.CountersKibiByte("% .1f / % .1f")),
-		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), "% .1f "), decor.AverageETA(decor.ET_STYLE_GO, decor.WC{})),
+		mpb.PrependDecorators(decor.Name(label+" "), counter),
+		mpb.AppendDecorators(speed, decor.AverageETA(decor.ET_STYLE_GO), decor.Name(" left")),
 	)
 	return func(n int64) { b.IncrInt64(n) }, func() {
 		b.Abort(true)

@@ -76,7 +76,7 @@ func scriptStatus(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // json FILE [PATH [VALUE]] requires that a file (stdout) is one JSON document; that PATH, keys and indexes
-// joined by dots, exists in it; and that it prints as VALUE. A last component len is the length.
+// joined by dots, exists in it and is not null; and that it prints as VALUE, which may be null. A last component len is the length.
 func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
 	d := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
 	d.UseNumber()
@@ -91,10 +91,11 @@ func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
 	for _, p := range strings.Split(args[1], ".") {
 		v = descend(v, p)
 	}
-	if neg != (v == nil) {
+	null := neg || len(args) > 2 && args[2] == "null"
+	if null != (v == nil) {
 		ts.Fatalf("%s is %v", args[1], v)
 	}
-	if len(args) > 2 && fmt.Sprint(v) != args[2] {
+	if len(args) > 2 && !null && fmt.Sprint(v) != args[2] {
 		ts.Fatalf("%s is %v, expected %s", args[1], v, args[2])
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/verify"
 )
 
@@ -50,6 +51,7 @@ type terminal struct {
 	maxMemory int64
 	failOn    finding.Level
 	ortLib    string
+	runtime   *onnxruntime.Runtime // once it is open
 	warned    bool
 	printed   bool // the JSON document is out
 }
