@@ -54,6 +54,43 @@ func toWeighedBlocks(n, size int, encode func(b []byte, x, importance []float32)
 	}
 }
 
+// toEights is toWeighedBlocks for a type of blocks of 32 whose encoder takes up to eight blocks of a row
+// at once: their bytes, and 256 values and importances, which are zeros where the row ends.
+func toEights(size int, encode func(b []byte, x, importance []float32) (finite bool)) rowEncoder {
+	return func(dst []byte, src []float32, cols int, importance []float32) error {
+		var lastX, lastW [256]float32
+		for i := 0; i < len(src); {
+			n := min(256, cols-i%cols)
+			x := src[i : i+n]
+			if err := mustBeFinite(x, i); err != nil {
+				return err
+			}
+			var w []float32
+			if importance != nil {
+				w = importance[i%cols:][:n]
+			}
+			if n < 256 {
+				clear(lastX[copy(lastX[:], x):])
+				x = lastX[:]
+				if w != nil {
+					copy(lastW[:], w)
+					w = lastW[:]
+				}
+			}
+			if !encode(dst[:n/32*size], x, w) {
+				return overflow(i, n)
+			}
+			dst, i = dst[n/32*size:], i+n
+		}
+		return nil
+	}
+}
+
+// plainly makes an encoder without importance of one with: all values are one row.
+func plainly(encode rowEncoder) func([]byte, []float32) error {
+	return func(dst []byte, src []float32) error { return encode(dst, src, len(src), nil) }
+}
+
 // mustBeFinite is the error for the first value that is not finite. The values start at element at.
 func mustBeFinite(x []float32, at int) error {
 	j := nonFinite(x)
@@ -128,6 +165,9 @@ func finiteInverse(d float32) float32 {
 	}
 	return 0
 }
+
+// root is the square root, rounded once.
+func root(f float32) float32 { return float32(math.Sqrt(float64(f))) }
 
 func abs(f float32) float32 { return math.Float32frombits(math.Float32bits(f) &^ (1 << 31)) }
 

@@ -27,8 +27,8 @@ type goldenCase struct {
 	DequantizedBytes       int `json:"dequantized_bytes"`
 }
 
-// TestCorpus decodes every golden of the reference and, for types that can be encoded without an
-// importance matrix, encodes its input: all bits must agree.
+// TestCorpus decodes every golden of the reference, and encodes its input with the importance matrix
+// the golden was made with: all bits must agree.
 func TestCorpus(t *testing.T) {
 	root := os.Getenv("LORATOOL_CORPUS")
 	if root == "" {
@@ -50,7 +50,7 @@ func TestCorpus(t *testing.T) {
 	if err := json.Unmarshal(read("manifest.json"), &manifest); err != nil {
 		t.Fatal(err)
 	}
-	decoded, encoded := map[tensor.DType]int{}, map[tensor.DType]int{}
+	decoded, encoded, weighed := map[tensor.DType]int{}, map[tensor.DType]int{}, map[tensor.DType]int{}
 	for _, c := range manifest.Cases {
 		dtype, ok := tensor.ParseDType(c.Type)
 		codec, has := Of(dtype)
@@ -63,26 +63,30 @@ func TestCorpus(t *testing.T) {
 		codec.Decode(y, q)
 		sameFloats(t, c.ID, y, floats(read(c.Dequantized)[c.DequantizedOffset:][:c.DequantizedBytes]))
 		decoded[dtype]++
-		if !codec.CanEncode() || c.Mode != "chunk" || c.Matrix != nil && !ignoresMatrix[c.Type] {
+		if !codec.CanEncode() || c.Mode != "chunk" {
 			continue
 		}
-		checkEncode(t, c, codec, floats(read(c.Input)), q)
-		encoded[dtype]++
+		var importance []float32
+		if c.Matrix != nil {
+			importance = floats(read(*c.Matrix))
+			weighed[dtype]++
+		} else {
+			encoded[dtype]++
+		}
+		checkEncode(t, c, codec, floats(read(c.Input)), importance, q)
 	}
 	if len(decoded) != 27 {
 		t.Errorf("%d types decoded, want 27", len(decoded))
 	}
 	t.Logf("decoded %v", decoded)
 	t.Logf("encoded %v", encoded)
+	t.Logf("encoded with importance %v", weighed)
 }
 
-// ignoresMatrix lists the types whose bytes do not depend on an importance matrix.
-var ignoresMatrix = map[string]bool{"q8_0": true, "tq1_0": true, "tq2_0": true, "mxfp4": true, "nvfp4": true, "q1_0": true, "q2_0": true}
-
-func checkEncode(t *testing.T, c goldenCase, codec Codec, x []float32, want []byte) {
+func checkEncode(t *testing.T, c goldenCase, codec Codec, x, importance []float32, want []byte) {
 	t.Helper()
 	got := make([]byte, len(want))
-	err := codec.Encode(got, x)
+	err := codec.EncodeRows(got, x, c.RowLen, importance)
 	if !c.Valid && codec.DType().IsBlock() {
 		if f := finding.Of(err); f == nil || f.Code != "quant.scale_overflow" {
 			t.Errorf("%s: scales overflow, but the error is %v", c.ID, err)
@@ -103,7 +107,7 @@ func checkEncode(t *testing.T, c goldenCase, codec Codec, x []float32, want []by
 	stride := len(want) / c.Rows
 	for r := range c.Rows {
 		row := make([]byte, stride)
-		if err := codec.Encode(row, x[r*c.RowLen:][:c.RowLen]); err != nil || string(row) != string(want[r*stride:][:stride]) {
+		if err := codec.EncodeRows(row, x[r*c.RowLen:][:c.RowLen], c.RowLen, importance); err != nil || string(row) != string(want[r*stride:][:stride]) {
 			t.Errorf("%s: row %d on its own differs (%v)", c.ID, r, err)
 		}
 	}
@@ -158,8 +162,8 @@ func TestGoldenBlocks(t *testing.T) {
 		y := make([]float32, 256)
 		codec.Decode(y, q)
 		sameFloats(t, base, y, want)
-		if codec.CanEncode() {
-			checkEncode(t, goldenCase{ID: base, Rows: 1, RowLen: 256, Valid: true}, codec, floats(input), q)
+		if codec.CanEncode() && !codec.NeedsImportance() {
+			checkEncode(t, goldenCase{ID: base, Rows: 1, RowLen: 256, Valid: true}, codec, floats(input), nil, q)
 		}
 	}
 }

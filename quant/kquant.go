@@ -1,7 +1,5 @@
 package quant
 
-import "encoding/binary"
-
 // The K types: super-blocks of 256 with sub-blocks of 16 or 32, whose scales (and minima) are small
 // integers times a float16 of the super-block.
 
@@ -77,13 +75,5 @@ func decodeQ6_K(y []float32, b []byte) {
 			q := low[i]>>(t/2*4)&15 | high[i]>>(t*2)&3<<4
 			y[k*16+i] = scale * float32(int(q)-32)
 		}
-	}
-}
-
-func decodeIQ4_XS(y []float32, b []byte) {
-	d, high, low, qs := half(b), binary.LittleEndian.Uint16(b[2:]), b[4:8], b[8:136]
-	for g := range 8 {
-		s := int(low[g/2]>>(g%2*4)&15) | int(high>>(2*g)&3)<<4
-		lookUp(y[g*32:], qs[g*16:][:16], d*float32(s-32), &nonLinear)
 	}
 }

@@ -2,10 +2,7 @@ package quant
 
 import "math"
 
-// Types whose four-bit codes are looked up in a table of 16 values: IQ4, MXFP4 and NVFP4.
-
-// nonLinear are the levels of the IQ4 types, denser around zero.
-var nonLinear = [16]float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+// Types whose four-bit codes are looked up in a table of 16 values: MXFP4 and NVFP4; IQ4 has its own file.
 
 // twiceE2M1 are the values of a four-bit float (E2M1), times two. Code 8 is plain zero.
 var twiceE2M1 = [16]float32{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
@@ -16,62 +13,6 @@ func lookUp(y []float32, q []byte, scale float32, table *[16]float32) {
 		y[i] = table[c&15] * scale
 		y[i+len(q)] = table[c>>4] * scale
 	}
-}
-
-func decodeIQ4_NL(y []float32, b []byte) { lookUp(y, b[2:18], half(b), &nonLinear) }
-
-// encodeIQ4_NL tries 16 scales around the one that maps the largest value to the end of the table and
-// keeps the one that fits best with weights x².
-func encodeIQ4_NL(b []byte, x []float32) bool {
-	const tries, smallest = 7, 1e-15
-	amax, top := largest(x)
-	if amax < smallest {
-		putNearest(b[2:], x, 0)
-		return putHalf(b, 0)
-	}
-	fit := func(id float32) (xq, qq float32) {
-		for _, v := range x {
-			w, q := float32(v*v), nonLinear[nearestNonLinear(float32(id*v))]
-			wq := float32(w * q)
-			xq += float32(wq * v)
-			qq += float32(wq * q)
-		}
-		return xq, qq
-	}
-	xq, qq := fit(1 / (-top / nonLinear[0]))
-	d := xq / qq
-	best := float32(d * xq)
-	for try := -tries; try <= tries; try++ {
-		xq, qq = fit((float32(try) + nonLinear[0]) / top)
-		if qq > 0 && float32(xq*xq) > float32(best*qq) {
-			d = xq / qq
-			best = float32(d * xq)
-		}
-	}
-	putNearest(b[2:], x, inverse(d))
-	return putHalf(b, d)
-}
-
-func putNearest(b []byte, x []float32, id float32) {
-	for i := range 16 {
-		b[i] = nearestNonLinear(float32(id*x[i])) | nearestNonLinear(float32(id*x[i+16]))<<4
-	}
-}
-
-// nearestNonLinear is the code of the level nearest to v; the upper one on a tie.
-func nearestNonLinear(v float32) byte {
-	if v <= nonLinear[0] {
-		return 0
-	}
-	for i := 1; i < 16; i++ {
-		if v < nonLinear[i] {
-			if v-nonLinear[i-1] < nonLinear[i]-v {
-				return byte(i - 1)
-			}
-			return byte(i)
-		}
-	}
-	return 15
 }
 
 func decodeMXFP4(y []float32, b []byte) { lookUp(y, b[1:17], halfPower(b[0]), &twiceE2M1) }
