@@ -2,7 +2,6 @@
 
 GO      ?= go
 BIN     := bin/loratool
-TESTFLAGS ?=
 
 .PHONY: build demo test vet runtime portable arm64 fuzz bench generate clean
 
@@ -14,12 +13,15 @@ demo: build
 	$(GO) run ./internal/demo -loratool $(BIN)
 
 # Everything a change must pass. ONNX Runtime is installed when it is missing; without it its tests skip.
+# The last line counts passed, failed and skipped tests; why tests were skipped stands above it.
 test: vet runtime
-	$(GO) test $(TESTFLAGS) ./...
-	$(GO) test -race $(TESTFLAGS) ./merge ./formats/layout ./verify
+	@mkdir -p bin && : > bin/test.log
 	CGO_ENABLED=0 $(GO) build ./...
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 	GOOS=windows CGO_ENABLED=0 $(GO) vet ./...
+	$(GO) test -race ./merge ./formats/layout ./verify
+	@echo "$(GO) test -v ./...   (in full: bin/test.log)"
+	@$(GO) test -v ./... > bin/test.log 2>&1; status=$$?; .ci/summary bin/test.log; exit $$status
 
 vet:
 	@test -z "$$(gofmt -l .)" || { echo "not gofmt-ed:"; gofmt -l .; exit 1; }
