@@ -38,7 +38,12 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 		return m.Rewrite(specs, opt, edit)
 	case *gguf.Model:
 		h := m.Header()
-		if t, ok := p.fileType(); ok {
+		if q := p.quantization; q != nil {
+			q.header(&h)
+			if q.KeepSplit {
+				h.Shards = m.Shards()
+			}
+		} else if t, ok := p.fileType(); ok {
 			if _, has := h.KVs.Get("general.file_type"); has {
 				h.KVs.Set("general.file_type", gguf.Of(t))
 			}

@@ -38,8 +38,8 @@ type Options struct {
 	// Invalid keeps each tensor's own type. GGUF vectors stay as they are, since llama.cpp needs them
 	// in float32.
 	DType tensor.DType
-	// Quantize, where set, chooses the type of a tensor; it overrides DType.
-	Quantize func(tensor.Spec) tensor.DType
+	// Quantize, where set, chooses types and order; it overrides DType.
+	Quantize *Quantization
 	// RefuseRequant makes an update of a quantized tensor that keeps its type an error.
 	RefuseRequant bool
 	// AllowUnmatched turns updates without a tensor in the base from errors into warnings.
@@ -72,6 +72,8 @@ type Plan struct {
 
 	clones []Clone // the last tensors of the plan are theirs
 	untied bool    // the output stores embeddings apart that the base ties
+
+	quantization *Quantization // nil without one
 }
 
 // An Output is one tensor of the output.
@@ -86,6 +88,9 @@ type Output struct {
 	frame  adapter.Frame
 	ops    []adapter.Op
 	places []naming.Place
+
+	importance []float32 // of the columns of each matrix, one after the other; nil for none
+	finite     bool      // values that are not finite are refused
 }
 
 type typeName tensor.DType

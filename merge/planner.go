@@ -33,6 +33,14 @@ func NewPlan(base Base, inputs []Input, opt Options) (*Plan, error) {
 			return p.plan, err
 		}
 	}
+	if q := opt.Quantize; q != nil {
+		if err := p.quantize(q); err != nil {
+			if f := finding.Of(err); f != nil {
+				p.plan.Findings = append(p.plan.Findings, *f)
+			}
+			return p.plan, err
+		}
+	}
 	for i := range p.plan.Tensors {
 		p.bind(i)
 	}
@@ -152,6 +160,10 @@ func (p *planner) bind(i int) {
 	var err error
 	if out.frame, err = adapter.FrameOf(out.Shape, layer); err != nil {
 		p.fail(finding.Errorf("container.overflow", p.base.Path(), "%v", err).In(out.Name))
+		return
+	}
+	if n := len(out.Shape); out.importance != nil && (n == 0 || out.frame.Cols != out.Shape[n-1]) {
+		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "a convolution is not quantized with an importance matrix").In(out.Name))
 		return
 	}
 	for _, b := range ups {

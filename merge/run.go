@@ -19,6 +19,8 @@ type RunOptions struct {
 	Jobs      int         // workers; 0 = one a processor, and one more to overlap reading and writing
 	MaxMemory int64       // upper bound of the slab buffers in bytes; 0 = 160 MiB
 	Progress  func(int64) // called with the number of output bytes just written
+	// Stored, where not nil, is called for each tensor of the output when all are written, in plan order.
+	Stored func(Stored)
 }
 
 const (
@@ -90,6 +92,9 @@ func Run(ctx context.Context, p *Plan, l *layout.Layout, w Writer, opt RunOption
 	for _, t := range tensors {
 		if len(t.out.Updates) > 0 {
 			stats = append(stats, t.stats())
+		}
+		if opt.Stored != nil {
+			opt.Stored(t.stored())
 		}
 	}
 	return stats, nil

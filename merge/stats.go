@@ -2,6 +2,7 @@ package merge
 
 import (
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/tensor"
 )
@@ -20,17 +21,19 @@ type Stats struct {
 
 // sums are the partial sums of Stats over some rows.
 type sums struct {
-	dot, delta, base, noise float64
-	changed, n              int64
+	dot, delta, base, noise, whole float64
+	changed, n                     int64
 }
 
 // add counts rows: w0 is the base, w1 the updated weight, back what the stored bytes decode to.
 func (s *sums) add(w0, w1, back []float32) {
 	w1, back = w1[:len(w0)], back[:len(w0)]
-	var dot, delta, base, noise float64
+	var dot, delta, base, noise, whole float64
 	var changed int64
 	for i, w := range w0 {
-		d, e := float64(w1[i])-float64(w), float64(back[i])-float64(w)
+		x := float64(w1[i])
+		d, e := x-float64(w), float64(back[i])-float64(w)
+		whole += float64(x * x)
 		dot += float64(d * e)
 		delta += float64(d * d)
 		base += float64(float64(w) * float64(w))
@@ -43,21 +46,65 @@ func (s *sums) add(w0, w1, back []float32) {
 	s.delta += delta
 	s.base += base
 	s.noise += noise
+	s.whole += whole
 	s.changed += changed
 	s.n += int64(len(w0))
 }
 
-// stats adds the slabs up in order.
-func (t *task) stats() Stats {
-	var all sums
+// Stored says how a tensor of the output came out.
+type Stored struct {
+	Tensor     string   `json:"tensor"`
+	SourceType string   `json:"source_type"`
+	Type       string   `json:"type"`
+	Bytes      int64    `json:"bytes"`
+	RMSE       float64  `json:"rmse"`                // ‖S−X‖/‖X‖, where S is stored of X; measured on a part of large tensors
+	Retention  *float64 `json:"retention,omitempty"` // of the adapters, where they change the tensor
+}
+
+// addRounding counts rows without an update: back is what the bytes stored of w decode to.
+func (s *sums) addRounding(w, back []float32) {
+	back = back[:len(w)]
+	var noise, whole float64
+	for i, x := range w {
+		d := float64(back[i]) - float64(x)
+		noise += float64(d * d)
+		whole += float64(float64(x) * float64(x))
+	}
+	s.noise += noise
+	s.whole += whole
+	s.n += int64(len(w))
+}
+
+// total adds the slabs up in order.
+func (t *task) total() (all sums) {
 	for _, s := range t.sums {
 		all.dot += s.dot
 		all.delta += s.delta
 		all.base += s.base
 		all.noise += s.noise
+		all.whole += s.whole
 		all.changed += s.changed
 		all.n += s.n
 	}
+	return all
+}
+
+func (t *task) stored() Stored {
+	r := Stored{Tensor: t.out.Name, SourceType: tensor.DType(t.out.SourceType).String(), Type: tensor.DType(t.out.Type).String(), Bytes: t.size}
+	all := t.total()
+	if all.whole > 0 {
+		r.RMSE = math.Sqrt(all.noise / all.whole)
+	}
+	if len(t.out.Updates) > 0 {
+		retention := t.stats().Retention
+		r.Retention = &retention
+	}
+	return r
+}
+
+// stats sums a task's measurements of its update up.
+func (t *task) stats() Stats {
+	all := t.total()
 	r := Stats{Tensor: t.out.Name, Module: t.out.Updates[0].Module, Type: tensor.DType(t.out.Type).String(), Retention: 1}
 	switch {
 	case len(t.out.ops) == 0: // replaced as a whole
@@ -72,6 +119,18 @@ func (t *task) stats() Stats {
 		r.Changed = float64(all.changed) / float64(all.n)
 	}
 	return r
+}
+
+// notFinite is the index of the first value that is NaN or infinite, or -1.
+func notFinite(w []float32) int {
+	var top uint32
+	for _, f := range w {
+		top = max(top, math.Float32bits(f)&0x7fffffff)
+	}
+	if top < 0x7f800000 {
+		return -1
+	}
+	return slices.IndexFunc(w, func(f float32) bool { return f-f != 0 })
 }
 
 // overflow returns the index of a value that does not fit the type although the base's did, else -1.

@@ -19,6 +19,8 @@ type task struct {
 
 	decode, encode quant.Codec
 	inRow, outRow  int64 // bytes of a row
+	size           int64 // bytes of the output
+	raw            bool  // bytes are copied unseen
 	slabRows       int64
 	slabs          int64
 
@@ -38,13 +40,14 @@ func newTask(out *Output, item int, slab int64) (*task, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out.copies() {
+	t.size = size
+	t.decode, _ = quant.Of(out.source.DType)
+	if t.raw = out.copies() && !(out.finite && t.decode.DType() != tensor.Invalid); t.raw {
 		t.frame = adapter.Frame{Rows: (size + copyUnit - 1) / copyUnit, Cols: copyUnit}
 		t.inRow, t.outRow = copyUnit, copyUnit
 	} else {
-		t.decode, _ = quant.Of(out.source.DType)
 		t.encode, _ = quant.Of(tensor.DType(out.Type))
-		if len(out.ops) == 0 {
+		if len(out.ops) == 0 && out.importance == nil {
 			t.frame = flat(t.frame)
 		}
 		if t.inRow, err = out.source.DType.Bytes(t.frame.Cols); err != nil {
@@ -62,7 +65,7 @@ func newTask(out *Output, item int, slab int64) (*task, error) {
 		t.sums = make([]sums, t.slabs)
 		// A float tensor keeps its update to a rounding, so a part of its rows measures it well enough.
 		t.sample = 1
-		if !tensor.DType(out.Type).IsBlock() && t.frame.Rows >= 1024 {
+		if (!tensor.DType(out.Type).IsBlock() || len(out.ops) == 0) && t.frame.Rows >= 1024 {
 			t.sample = 8
 		}
 	}
@@ -82,7 +85,7 @@ func flat(f adapter.Frame) adapter.Frame {
 func (t *task) run(slab int64, b *buffers, w Writer) (int64, error) {
 	first := slab * t.slabRows
 	n := min(t.slabRows, t.frame.Rows-first)
-	if t.out.copies() {
+	if t.raw {
 		return t.copy(first*copyUnit, n*copyUnit, b, w)
 	}
 	if err := t.prepare(); err != nil {
@@ -129,34 +132,119 @@ func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) er
 	}
 	cols := t.frame.Cols
 	w0, w1, back := grow(&b.w0, rows*cols), grow(&b.w1, rows*cols), grow(&b.back, rows*cols)
-	for r := int64(0); r < n; r += rows {
-		k := min(rows, n-r)
+	for r, k := int64(0), int64(0); r < n; r += k {
+		k = min(rows, n-r, t.sameColumns(first+r))
 		w0, w1 := w0[:k*cols], w1[:k*cols]
 		src, dst := in[r*t.inRow:(r+k)*t.inRow], out[r*t.outRow:(r+k)*t.outRow]
 		t.decode.Decode(w0, src)
-		copy(w1, w0)
+		if i := t.unfit(w0); i >= 0 {
+			return t.notFinite(w0[i], (first+r)*cols+int64(i))
+		}
+		if t.out.copies() {
+			copy(dst, src)
+			continue
+		}
+		if len(t.out.ops) == 0 {
+			w1 = w0
+		} else {
+			copy(w1, w0)
+		}
 		for _, op := range t.out.ops {
 			op.Apply(w1, first+r)
 		}
 		if i := overflow(w0, w1, tensor.DType(t.out.Type)); i >= 0 {
+			if len(t.out.ops) == 0 {
+				at := (first+r)*cols + int64(i)
+				return finding.Errorf("numeric.overflow", "", "element %d (%s) is %g, which does not fit %s", at, t.position(at), w1[i], tensor.DType(t.out.Type)).
+					In(t.out.Name).Hinted("choose a type with a wider range for the tensor: F32 or BF16")
+			}
 			return finding.Errorf("numeric.overflow", "", "the updated value %g at row %d does not fit %s", w1[i], first+r+int64(i)/cols, tensor.DType(t.out.Type)).
 				In(t.out.Name).Hinted("the adapter is broken, its scale is wrong, or the type is too narrow (--dtype f32)")
 		}
-		if err := t.encode.Encode(dst, w1); err != nil {
-			return finding.Errorf("numeric.encode", "", "row %d: %v", first+r, err).In(t.out.Name)
-		}
-		if len(t.out.ops) == 0 {
-			continue
+		if err := t.encodeRows(dst, w1, first+r); err != nil {
+			return err
 		}
 		for i := range k {
 			if row := first + r + i; row%t.sample == 0 {
 				a, z := i*cols, (i+1)*cols
 				t.encode.Decode(back[a:z], dst[i*t.outRow:(i+1)*t.outRow])
-				s.add(w0[a:z], w1[a:z], back[a:z])
+				if len(t.out.ops) == 0 {
+					s.addRounding(w1[a:z], back[a:z])
+				} else {
+					s.add(w0[a:z], w1[a:z], back[a:z])
+				}
 			}
 		}
 	}
 	return nil
+}
+
+// sameColumns is the number of rows from one on whose columns have the same importance: those of a matrix.
+func (t *task) sameColumns(row int64) int64 {
+	if t.out.importance == nil {
+		return t.frame.Rows
+	}
+	n := t.frame.Rows / (int64(len(t.out.importance)) / t.frame.Cols)
+	return n - row%n
+}
+
+// encodeRows encodes rows from first on, all of one matrix.
+func (t *task) encodeRows(dst []byte, w []float32, first int64) error {
+	cols := t.frame.Cols
+	encode := func(dst []byte, w []float32) error {
+		if t.out.importance == nil {
+			return t.encode.Encode(dst, w)
+		}
+		matrix := first / (t.frame.Rows / (int64(len(t.out.importance)) / cols))
+		return t.encode.EncodeRows(dst, w, int(cols), t.out.importance[matrix*cols:(matrix+1)*cols])
+	}
+	err := encode(dst, w)
+	if err == nil {
+		return nil
+	}
+	// Again by rows, to tell which one it is.
+	row := int64(0)
+	for ; (row+1)*cols < int64(len(w)); row++ {
+		if e := encode(dst[row*t.outRow:(row+1)*t.outRow], w[row*cols:(row+1)*cols]); e != nil {
+			err = e
+			break
+		}
+	}
+	at := (first + row) * cols
+	f := finding.Of(err)
+	if f == nil {
+		return fmt.Errorf("tensor %q, elements from %d on: %w", t.out.Name, at, err)
+	}
+	if i := notFinite(w[row*cols : (row+1)*cols]); i >= 0 {
+		return t.notFinite(w[row*cols+int64(i)], at+int64(i))
+	}
+	return finding.Errorf(f.Code, "", "cannot store elements %d to %d as %s (%s): %s", at, at+cols-1, t.encode.DType(), t.position(at), f.Message).
+		In(t.out.Name).Hinted("choose a floating-point type for the tensor")
+}
+
+// unfit is the index of the first value that must not be there, or -1.
+func (t *task) unfit(w []float32) int {
+	if !t.out.finite {
+		return -1
+	}
+	return notFinite(w)
+}
+
+func (t *task) notFinite(v float32, at int64) error {
+	f := finding.Errorf("numeric.nan_inf", "", "element %d (%s) is %v", at, t.position(at), v).In(t.out.Name)
+	if tensor.DType(t.out.Type).IsBlock() {
+		return f.Hinted("repair the weights, or keep the tensor in a floating-point type; block types cannot hold such values")
+	}
+	return f.Hinted("repair the weights; --allow-nan passes them on")
+}
+
+// position is an element's place in the tensor's own shape.
+func (t *task) position(at int64) string {
+	cols := int64(1)
+	if n := len(t.out.Shape); n > 0 {
+		cols = max(1, t.out.Shape[n-1])
+	}
+	return fmt.Sprintf("row %d, column %d", at/cols, at%cols)
 }
 
 // prepare loads the ops once, and lets those that depend on whole columns see the matrix.

@@ -29,11 +29,12 @@ func (p *planner) rounding(u *adapter.Update, out *Output) adapter.Rounding {
 // chooseType sets the type the tensor is stored in and checks that it can be made.
 func (p *planner) chooseType(out *Output) {
 	source := tensor.DType(out.SourceType)
-	out.Type = out.SourceType
+	if p.opt.Quantize == nil {
+		out.Type = out.SourceType
+	}
 	updated := len(out.Updates) > 0
 	switch {
-	case p.opt.Quantize != nil:
-		out.Type = typeName(p.opt.Quantize(out.source.Spec))
+	case p.opt.Quantize != nil: // chosen already
 	case p.opt.DType == tensor.Invalid, p.base.Format() == "gguf" && len(out.Shape) < 2:
 	case source.IsFloat(), source.IsBlock() && updated:
 		out.Type = typeName(p.opt.DType)
@@ -56,7 +57,13 @@ func (p *planner) chooseType(out *Output) {
 		return
 	}
 	target := tensor.DType(out.Type)
-	if c, ok := quant.Of(target); !ok || !c.CanEncode() {
+	c, ok := quant.Of(target)
+	if ok && c.NeedsImportance() && out.importance == nil && !p.opt.Quantize.preview() {
+		p.fail(finding.Errorf("quant.needs_imatrix", p.base.Path(), "the tensor cannot be stored as %s without an importance matrix that has an entry for it", target).In(out.Name).
+			Hinted("give one with --imatrix FILE, or choose another type"))
+		return
+	}
+	if !ok || !c.CanEncode() {
 		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "the updated tensor cannot be stored as %s", target).In(out.Name).
 			Hinted("--dtype f16 stores updated tensors in float16"))
 		return

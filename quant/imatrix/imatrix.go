@@ -99,7 +99,8 @@ func (m *Matrix) For(s tensor.Spec) ([]float32, error) {
 		}
 	}
 	want, err := tensor.Shape{experts, cols}.Elements()
-	if err != nil || int64(len(e.values)) != want || e.matrices > 1 && e.matrices != experts {
+	outer, err2 := s.Shape[:max(0, len(s.Shape)-3)].Elements()
+	if err != nil || err2 != nil || outer != 1 || int64(len(e.values)) != want || e.matrices > 1 && e.matrices != experts {
 		return nil, finding.Errorf("imatrix.wrong_size", m.Path, "the entry does not fit the tensor's shape %v", s.Shape).In(s.Name).
 			Expected(len(e.values), want).Hinted("the importance matrix belongs to another model")
 	}
