@@ -132,7 +132,7 @@ func runInspect(t *terminal, c *cli.Context) error {
 			in.Findings = []finding.Finding{}
 		}
 		doc.Files = append(doc.Files, in)
-		if !t.json {
+		if !t.json && in.Format != "" {
 			printInspected(t, in, c.Bool("tensors"))
 		}
 		t.report(in.Findings)

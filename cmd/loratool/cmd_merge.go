@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,11 +110,8 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 			return a, usagef("--max-shard-size: %v", err)
 		}
 	}
-	a.reports = c.StringSlice("report")
-	for _, r := range a.reports {
-		if !strings.HasSuffix(r, ".json") {
-			return a, usagef("--report %q: reports are written as .json", r)
-		}
+	if a.reports, err = reportPaths(c); err != nil {
+		return a, err
 	}
 	a.format = c.String("to")
 	return a, nil
@@ -129,9 +127,8 @@ func runMerge(t *terminal, c *cli.Context) error {
 		return err
 	}
 	defer base.Close()
-	if f := args.format; f != "" && !strings.EqualFold(f, base.Format()) {
-		return finding.Errorf("merge.unsupported_format", args.base, "a %s base is written as %s; another format is not offered yet", base.Format(), base.Format()).
-			Expected("--to "+f, base.Format())
+	if err := sameFormat(args, base.Format()); err != nil {
+		return err
 	}
 	dialect, err := dialectOptions(c)
 	if err != nil {
@@ -159,10 +156,31 @@ func runMerge(t *terminal, c *cli.Context) error {
 	return m.checkAndReport(c.Context)
 }
 
+// sameFormat refuses an output of another format than the base's, asked for with --to or by its ending.
+func sameFormat(args mergeArguments, format string) error {
+	f, from := args.format, "--to "+args.format
+	if f == "" && args.output != "" {
+		f, from = endingFormat(args.output), filepath.Base(args.output)
+	}
+	if f == "" || strings.EqualFold(f, format) {
+		return nil
+	}
+	return finding.Errorf("merge.unsupported_format", args.base, "a %s base is written as %s; another format is not offered yet", format, format).Expected(from, format)
+}
+
+func endingFormat(path string) string {
+	switch e := strings.ToLower(filepath.Ext(path)); e {
+	case ".gguf", ".onnx", ".safetensors":
+		return e[1:]
+	case ".bin", ".pt", ".pth", ".ckpt":
+		return "torch"
+	}
+	return ""
+}
+
 // refusePlan reports all that is wrong with a plan, not only the first thing.
 func refusePlan(t *terminal, plan *merge.Plan, err error) error {
-	first := finding.Of(err)
-	if first == nil {
+	if finding.Of(err) == nil {
 		return err
 	}
 	if t.json {
@@ -173,9 +191,9 @@ func refusePlan(t *terminal, plan *merge.Plan, err error) error {
 	t.report(plan.Findings)
 	applied := appliedPairs(plan)
 	if len(plan.Pairs) > 0 {
-		fmt.Fprintf(t.err, "loratool: %d of %d adapter updates fit the base\n", applied, len(plan.Pairs))
+		t.say(&finding.Finding{Code: "match.summary", Level: finding.Info, Message: fmt.Sprintf("%d of %d adapter updates fit the base", applied, len(plan.Pairs))})
 	}
-	return refusal(plan, first)
+	return refusal(plan)
 }
 
 // appliedPairs counts the updates that have a place in the base.
@@ -189,9 +207,15 @@ func appliedPairs(plan *merge.Plan) int {
 	return n
 }
 
-// refusal is the exit status of a plan that cannot be carried out: nothing to do when no target matched.
-func refusal(plan *merge.Plan, first *finding.Finding) status {
-	if first.Code == "match.nothing_to_do" || first.Code == "match.unmatched_target" && appliedPairs(plan) == 0 {
+// refusal is the exit status of a plan that cannot be carried out: nothing to do when no target matched and
+// nothing else is wrong.
+func refusal(plan *merge.Plan) status {
+	for _, f := range plan.Findings {
+		if f.Level == finding.Error && f.Code != "match.nothing_to_do" && f.Code != "match.unmatched_target" {
+			return exitFailed
+		}
+	}
+	if appliedPairs(plan) == 0 {
 		return exitNothing
 	}
 	return exitFailed
@@ -400,7 +424,7 @@ func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
 	fmt.Fprintln(t.text(), w.Render())
 	t.report(plan.Findings)
 	if planErr != nil {
-		return refusal(plan, finding.Of(planErr))
+		return refusal(plan)
 	}
 	return nil
 }
@@ -426,15 +450,33 @@ func parseDType(s string) (tensor.DType, error) {
 	return tensor.Invalid, usagef("--dtype %q: keep, f32, f16 or bf16", s)
 }
 
-// writeJSON writes a report beside nothing else: a small file, replaced whole.
+// reportPaths are the files of --report: JSON, in folders that are there.
+func reportPaths(c *cli.Context) ([]string, error) {
+	paths := c.StringSlice("report")
+	for _, p := range paths {
+		if !strings.HasSuffix(p, ".json") {
+			return nil, usagef("--report %q: reports are written as .json", p)
+		}
+		if !formats.IsFolder(filepath.Dir(p)) {
+			return nil, finding.Errorf("output.io", p, "the folder of the report is not there")
+		}
+	}
+	return paths, nil
+}
+
+// writeJSON writes a report, or leaves the one that was there.
 func writeJSON(path string, v any) error {
 	b, err := marshal(v)
 	if err != nil {
 		return err
 	}
 	tmp := path + ".tmp" + strconv.Itoa(os.Getpid())
-	if err := os.WriteFile(tmp, b, 0o666); err != nil {
-		return finding.Errorf("output.io", path, "%v", err)
+	if err = os.WriteFile(tmp, b, 0o666); err == nil {
+		err = os.Rename(tmp, path)
 	}
-	return os.Rename(tmp, path)
+	if err != nil {
+		os.Remove(tmp)
+		return finding.Errorf("output.io", path, "the report cannot be written: %v", errors.Unwrap(err))
+	}
+	return nil
 }

@@ -44,6 +44,10 @@ func runVerify(t *terminal, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	reports, err := reportPaths(c)
+	if err != nil {
+		return err
+	}
 	var r *verify.Report
 	switch adapters := c.StringSlice("adapter"); {
 	case c.String("base") == "" && len(adapters) > 0:
@@ -63,7 +67,7 @@ func runVerify(t *terminal, c *cli.Context) error {
 			return err
 		}
 	}
-	for _, p := range c.StringSlice("report") {
+	for _, p := range reports {
 		if err := writeJSON(p, r); err != nil {
 			return err
 		}

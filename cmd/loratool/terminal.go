@@ -53,7 +53,8 @@ type terminal struct {
 	ortLib    string
 	runtime   *onnxruntime.Runtime // once it is open
 	warned    bool
-	printed   bool // the JSON document is out
+	hinted    map[string]bool // hints that were given
+	printed   bool            // the JSON document is out
 }
 
 func (t *terminal) configure(c *cli.Context) error {
@@ -152,7 +153,11 @@ func (t *terminal) say(f *finding.Finding) {
 		return
 	}
 	fmt.Fprintf(t.err, "loratool: %s: %s\n", f.Level, f.Error())
-	if f.Hint != "" {
+	if f.Hint != "" && !t.hinted[f.Hint] {
+		if t.hinted == nil {
+			t.hinted = map[string]bool{}
+		}
+		t.hinted[f.Hint] = true
 		fmt.Fprintf(t.err, "loratool: hint: %s\n", finding.Escape(f.Hint))
 	}
 }
