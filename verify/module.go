@@ -163,6 +163,10 @@ func (c *mergeCheck) record(w *work, r onnxruntime.Result) {
 	case onnxruntime.OK, onnxruntime.NoEffect, onnxruntime.Inconclusive, onnxruntime.Rounded:
 		// Lost adapters are judged by the retention over whole rows; these verdicts add nothing to it.
 		return
+	case onnxruntime.Unchanged, onnxruntime.NotMerged:
+		if w.rounded && m.Retention < c.opt.Lost {
+			return // as rightly rounded as it is lost
+		}
 	}
 	if !m.Pass {
 		return // the exact check has said so already

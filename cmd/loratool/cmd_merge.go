@@ -92,11 +92,8 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	default:
 		return a, usagef("--requant %q: rtn or refuse (adapter-preserving rounding, match, is not offered yet)", r)
 	}
-	switch p := merge.Compat(c.String("compat")); p {
-	case merge.CompatNone, merge.CompatPEFT, merge.CompatPEFTSafe, merge.CompatPEFTNoAutocast:
-		a.options.Compat = p
-	default:
-		return a, usagef("--compat %q: peft, peft-safe or peft-noautocast", p)
+	if a.options.Compat, err = parseCompat(c.String("compat")); err != nil {
+		return a, err
 	}
 	if a.options.Tied, err = parseTied(c.String("tied")); err != nil {
 		return a, err
@@ -427,6 +424,14 @@ func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
 		return refusal(plan)
 	}
 	return nil
+}
+
+func parseCompat(s string) (merge.Compat, error) {
+	switch p := merge.Compat(s); p {
+	case merge.CompatNone, merge.CompatPEFT, merge.CompatPEFTSafe, merge.CompatPEFTNoAutocast:
+		return p, nil
+	}
+	return "", usagef("--compat %q: peft, peft-safe or peft-noautocast", s)
 }
 
 func parseTied(s string) (merge.TiedPolicy, error) {

@@ -124,6 +124,10 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	compat, err := parseCompat(c.String("compat"))
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	base, err := openBase(c.String("base"))
 	if err != nil {
 		return nil, nil, nil, err
@@ -139,7 +143,7 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 		return nil, nil, nil, err
 	}
 	plan, planErr = planMerge(base, inputs, merge.Options{
-		AllowUnmatched: c.Bool("allow-unmatched"), Compat: merge.Compat(c.String("compat")), Tied: tied, CheckOnly: true,
+		AllowUnmatched: c.Bool("allow-unmatched"), Compat: compat, Tied: tied, CheckOnly: true,
 	})
 	return plan, planErr, func() { closeAdapters(); base.Close() }, nil
 }
@@ -179,6 +183,9 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*
 	level, err := parseCheck(c.String("sample"), c.String("device"), c.Uint64("seed"))
 	if err != nil {
 		return nil, err
+	}
+	if level.off {
+		return nil, usagef("--sample off: that would check nothing")
 	}
 	plan, planErr, closeAll, err := planAgainst(c, adapters)
 	if err != nil {
