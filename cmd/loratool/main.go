@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/onnxruntime"
 )
 
@@ -22,11 +23,22 @@ func main() {
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 
+// traceVariable is the environment variable that lets a mistake of the program end in a stack trace.
+const traceVariable = "LORATOOL_TRACE"
+
 // run is the whole program; tests call it in-process.
-func run(args []string, stdout, stderr io.Writer) int {
+func run(args []string, stdout, stderr io.Writer) (code int) {
 	ctx, stop := interruptible(context.Background())
 	defer stop()
 	t := &terminal{out: stdout, err: stderr}
+	defer func() {
+		if p := recover(); p != nil && os.Getenv(traceVariable) == "" {
+			t.fail(finding.Errorf("internal.panic", "", "a mistake in this program: %v", p).Hinted(traceVariable + "=1 shows where; please report it"))
+			code = exitFailed
+		} else if p != nil {
+			panic(p)
+		}
+	}()
 	app := newApp(t)
 	if last := len(args) - 1; last > 0 && args[last] == askCompletion {
 		for _, w := range completions(app, args[1:last]) {
@@ -72,7 +84,7 @@ func newApp(t *terminal) *cli.App {
 		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) },
 		ExitErrHandler: func(*cli.Context, error) {},
 		Commands: []*cli.Command{
-			inspectCommand(t), mergeCommand(t), convertCommand(t), verifyCommand(t), runtimeCommand(t),
+			inspectCommand(t), mergeCommand(t), convertCommand(t), quantizeCommand(t), splitCommand(t), joinCommand(t), verifyCommand(t), runtimeCommand(t),
 			completionCommand(t), versionCommand(t),
 		},
 	}

@@ -53,7 +53,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": scriptStatus, "json": scriptJSON, "only": scriptOnly, "flip": scriptFlip, "near": scriptNear, "same": scriptSame,
-			"weights": scriptWeights,
+			"weights": scriptWeights, "zeros": scriptZeros,
 		},
 	})
 }
@@ -265,4 +265,19 @@ func scriptWeights(ts *testscript.TestScript, _ bool, args []string) {
 	path := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(filepath.Dir(path), 0o777))
 	ts.Check(os.WriteFile(path, file.Bytes(), 0o666))
+}
+
+// zeros FILE NAME ROWS COLS writes a safetensors file of one F32 tensor of zeros.
+func scriptZeros(ts *testscript.TestScript, _ bool, args []string) {
+	scriptWeights(ts, false, args)
+	path := ts.MkAbs(args[0])
+	m, err := formats.Open(path)
+	ts.Check(err)
+	t := find(ts, m, args[1])
+	m.Close()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	ts.Check(err)
+	defer f.Close()
+	_, err = f.WriteAt(make([]byte, t.Size), t.Off)
+	ts.Check(err)
 }

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+
+	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/merge"
+)
+
+// A writing carries a plan out.
+type writing struct {
+	t      *terminal
+	label  string
+	plan   *merge.Plan
+	layout *layout.Layout
+	output string // of a split output, the first file in the end
+	force  bool
+
+	bytes  int64
+	stats  []merge.Stats
+	stored []merge.Stored
+}
+
+func (w *writing) run(ctx context.Context) error {
+	l := w.layout
+	if n := len(l.Files); !l.Dir && n > 1 {
+		w.output = filepath.Join(filepath.Dir(w.output), l.Files[n-1].Name)
+	}
+	out, err := layout.Create(w.output, l, w.force)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	for _, f := range l.Files {
+		w.bytes += f.Size
+	}
+	var total int64
+	for _, it := range l.Items {
+		total += it.Size
+	}
+	add, done := w.t.bar(w.label, "", total)
+	w.stats, err = merge.Run(ctx, w.plan, l, out, merge.RunOptions{
+		Jobs: w.t.jobs, MaxMemory: w.t.maxMemory, Progress: add, Stored: func(s merge.Stored) { w.stored = append(w.stored, s) },
+	})
+	if err == nil {
+		err = out.WriteSpans(ctx)
+	}
+	done()
+	if err != nil {
+		return err
+	}
+	return out.Commit()
+}
