@@ -66,9 +66,10 @@ func (p *planner) quantize(q *Quantization) error {
 func (p *planner) byRecipe(m *gguf.Model, q *Quantization) ([]recipe.Choice, error) {
 	model := &recipe.Model{Path: m.Path(), Arch: m.Arch()}
 	number := func(key string) int {
-		v, ok := m.Get(m.Arch() + "." + key)
-		if ns := integers(v); ok && len(ns) > 0 && ns[0] == int64(int32(ns[0])) {
-			return int(ns[0])
+		if v, ok := m.Get(m.Arch() + "." + key); ok {
+			if ns := integers(v); len(ns) > 0 && ns[0] == int64(int32(ns[0])) {
+				return int(ns[0])
+			}
 		}
 		return 0
 	}

@@ -64,8 +64,11 @@ func (p *planner) chooseType(out *Output) {
 		return
 	}
 	if !ok || !c.CanEncode() {
-		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "the updated tensor cannot be stored as %s", target).In(out.Name).
-			Hinted("--dtype f16 stores updated tensors in float16"))
+		f := finding.Errorf("merge.unsupported_type", p.base.Path(), "the tensor cannot be stored as %s", target).In(out.Name)
+		if p.opt.Quantize == nil {
+			f.Hinted("--dtype f16 stores updated tensors in float16")
+		}
+		p.fail(f)
 		return
 	}
 	if _, err := out.Spec().Bytes(); err != nil {
