@@ -226,6 +226,11 @@ func TestBadFiles(t *testing.T) {
 					if a.status != status {
 						t.Errorf("%s: exit status %d, expected %d", command, a.status, status)
 					}
+					if c.Expect == "warn" {
+						if a := ask(t, command, path, "--fail-on", "warning"); a.status != exitFound {
+							t.Errorf("%s --fail-on warning: exit status %d", command, a.status)
+						}
+					}
 					if c.Global != "" && c.Expect == "reject" && !strings.Contains(a.err, finding.Escape(c.Global)) {
 						t.Errorf("%s does not name %s: %s", command, c.Global, a.err)
 					}

@@ -16,9 +16,13 @@ func (t *terminal) bar(label, unit string, total int64) (add func(int64), done f
 	if unit == "" {
 		counter, speed = decor.CountersKibiByte("% .1f of % .1f"), decor.AverageSpeed(decor.SizeB1024(0), "% .1f ")
 	}
-	p := mpb.New(mpb.WithOutput(t.err), mpb.WithWidth(40))
+	options := []mpb.ContainerOption{mpb.WithOutput(t.err), mpb.WithWidth(100)}
+	if t.progress == "always" {
+		options = append(options, mpb.WithAutoRefresh()) // also where nobody's cursor can be moved
+	}
+	p := mpb.New(options...)
 	b := p.AddBar(total,
-		mpb.BarRemoveOnComplete(),
+		mpb.BarRemoveOnComplete(), mpb.BarWidth(40),
 		mpb.PrependDecorators(decor.Name(label+" "), counter),
 		mpb.AppendDecorators(speed, decor.AverageETA(decor.ET_STYLE_GO), decor.Name(" left")),
 	)
