@@ -5,6 +5,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/quant/imatrix"
 	"github.com/loratool/loratool/quant/recipe"
 	"github.com/loratool/loratool/tensor"
@@ -161,6 +162,55 @@ func (p *planner) weigh(out *Output, q *Quantization) error {
 	}
 	out.importance = w
 	return nil
+}
+
+// encodeRows encodes rows of cols elements from row first on, each with the importance of its matrix.
+func (o *Output) encodeRows(c quant.Codec, dst []byte, w []float32, cols, first int64) error {
+	if o.importance == nil {
+		return c.Encode(dst, w)
+	}
+	n, err := o.Shape.Elements()
+	if err != nil {
+		return err
+	}
+	size, err := c.DType().Bytes(cols)
+	if err != nil {
+		return err
+	}
+	perMatrix := n / int64(len(o.importance)) // rows
+	for len(w) > 0 {
+		matrix := first / perMatrix
+		rows := min(int64(len(w))/cols, (matrix+1)*perMatrix-first)
+		if err := c.EncodeRows(dst[:rows*size], w[:rows*cols], int(cols), o.importance[matrix*cols:(matrix+1)*cols]); err != nil {
+			return err
+		}
+		dst, w, first = dst[rows*size:], w[rows*cols:], first+rows
+	}
+	return nil
+}
+
+// EncodeRows is how the plan stores rows of the tensor's frame, from row first on, in a type: with the
+// importance of its columns, where it has one.
+func (o *Output) EncodeRows(t tensor.DType, dst []byte, w []float32, first int64) error {
+	c, ok := quant.Of(t)
+	if !ok {
+		return finding.Errorf("merge.unsupported_type", "", "type %s cannot be encoded", t).In(o.Name)
+	}
+	return o.encodeRows(c, dst, w, o.frame.Cols, first)
+}
+
+// Weighed reports whether the tensor is stored with the importance of its columns.
+func (o *Output) Weighed() bool { return o.importance != nil }
+
+// Weigh lets a plan that was made without a recipe store its tensors by an importance matrix: those that
+// have an entry of the right size.
+func (p *Plan) Weigh(m *imatrix.Matrix) {
+	for i := range p.Tensors {
+		o := &p.Tensors[i]
+		if w, err := m.For(tensor.Spec{Name: o.Name, Shape: o.Shape}); err == nil && w != nil && o.frame.Cols == o.Shape[len(o.Shape)-1] {
+			o.importance = w
+		}
+	}
 }
 
 // header puts the keys of a quantized file where the reference puts them: at the end.

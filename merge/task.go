@@ -132,8 +132,8 @@ func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) er
 	}
 	cols := t.frame.Cols
 	w0, w1, back := grow(&b.w0, rows*cols), grow(&b.w1, rows*cols), grow(&b.back, rows*cols)
-	for r, k := int64(0), int64(0); r < n; r += k {
-		k = min(rows, n-r, t.sameColumns(first+r))
+	for r := int64(0); r < n; r += rows {
+		k := min(rows, n-r)
 		w0, w1 := w0[:k*cols], w1[:k*cols]
 		src, dst := in[r*t.inRow:(r+k)*t.inRow], out[r*t.outRow:(r+k)*t.outRow]
 		t.decode.Decode(w0, src)
@@ -179,33 +179,16 @@ func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) er
 	return nil
 }
 
-// sameColumns is the number of rows from one on whose columns have the same importance: those of a matrix.
-func (t *task) sameColumns(row int64) int64 {
-	if t.out.importance == nil {
-		return t.frame.Rows
-	}
-	n := t.frame.Rows / (int64(len(t.out.importance)) / t.frame.Cols)
-	return n - row%n
-}
-
-// encodeRows encodes rows from first on, all of one matrix.
+// encodeRows encodes rows from first on.
 func (t *task) encodeRows(dst []byte, w []float32, first int64) error {
-	cols := t.frame.Cols
-	encode := func(dst []byte, w []float32) error {
-		if t.out.importance == nil {
-			return t.encode.Encode(dst, w)
-		}
-		matrix := first / (t.frame.Rows / (int64(len(t.out.importance)) / cols))
-		return t.encode.EncodeRows(dst, w, int(cols), t.out.importance[matrix*cols:(matrix+1)*cols])
-	}
-	err := encode(dst, w)
+	err := t.out.encodeRows(t.encode, dst, w, t.frame.Cols, first)
 	if err == nil {
 		return nil
 	}
 	// Again by rows, to tell which one it is.
-	row := int64(0)
+	cols, row := t.frame.Cols, int64(0)
 	for ; (row+1)*cols < int64(len(w)); row++ {
-		if e := encode(dst[row*t.outRow:(row+1)*t.outRow], w[row*cols:(row+1)*cols]); e != nil {
+		if e := t.out.encodeRows(t.encode, dst[row*t.outRow:(row+1)*t.outRow], w[row*cols:(row+1)*cols], cols, first+row); e != nil {
 			err = e
 			break
 		}
