@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -173,49 +170,6 @@ func endingFormat(path string) string {
 		return "torch"
 	}
 	return ""
-}
-
-// refusePlan reports all that is wrong with a plan, not only the first thing.
-func refusePlan(t *terminal, plan *merge.Plan, err error) error {
-	if finding.Of(err) == nil {
-		return err
-	}
-	if t.json {
-		if err := t.document(plan); err != nil {
-			return err
-		}
-	}
-	t.report(plan.Findings)
-	applied := appliedPairs(plan)
-	if len(plan.Pairs) > 0 {
-		t.say(&finding.Finding{Code: "match.summary", Level: finding.Info, Message: fmt.Sprintf("%d of %d adapter updates fit the base", applied, len(plan.Pairs))})
-	}
-	return refusal(plan)
-}
-
-// appliedPairs counts the updates that have a place in the base.
-func appliedPairs(plan *merge.Plan) int {
-	n := 0
-	for _, p := range plan.Pairs {
-		if p.State != "refused" {
-			n++
-		}
-	}
-	return n
-}
-
-// refusal is the exit status of a plan that cannot be carried out: nothing to do when no target matched and
-// nothing else is wrong.
-func refusal(plan *merge.Plan) status {
-	for _, f := range plan.Findings {
-		if f.Level == finding.Error && f.Code != "match.nothing_to_do" && f.Code != "match.unmatched_target" {
-			return exitFailed
-		}
-	}
-	if appliedPairs(plan) == 0 {
-		return exitNothing
-	}
-	return exitFailed
 }
 
 // A merging is one run of the command after its plan was made.
@@ -388,44 +342,6 @@ func groupStats(stats []merge.Stats) []statsGroup {
 	return groups
 }
 
-func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
-	if planErr != nil && finding.Of(planErr) == nil {
-		return planErr
-	}
-	if plan.Findings == nil {
-		plan.Findings = []finding.Finding{}
-	}
-	if t.json {
-		if err := t.document(plan); err != nil {
-			return err
-		}
-	}
-	w := table.NewWriter()
-	w.SetStyle(plainTable())
-	w.AppendHeader(table.Row{"tensor", "shape", "from", "to", "updates"})
-	for _, out := range plan.Tensors {
-		var ups []string
-		for _, u := range out.Updates {
-			s := string(u.Kind)
-			if u.Scale != nil {
-				s += fmt.Sprintf(" r %d × %g (%s)", u.Rank, u.Scale.Value, u.Scale.Source)
-			}
-			if u.Place != "" {
-				s += ", " + u.Place
-			}
-			ups = append(ups, s)
-		}
-		spec := out.Spec()
-		w.AppendRow(table.Row{finding.Escape(out.Name), out.Shape.String(), tensor.DType(out.SourceType).String(), spec.DType.String(), strings.Join(ups, "; ")})
-	}
-	fmt.Fprintln(t.text(), w.Render())
-	t.report(plan.Findings)
-	if planErr != nil {
-		return refusal(plan)
-	}
-	return nil
-}
-
 func parseCompat(s string) (merge.Compat, error) {
 	switch p := merge.Compat(s); p {
 	case merge.CompatNone, merge.CompatPEFT, merge.CompatPEFTSafe, merge.CompatPEFTNoAutocast:
@@ -453,35 +369,4 @@ func parseDType(s string) (tensor.DType, error) {
 		return d, nil
 	}
 	return tensor.Invalid, usagef("--dtype %q: keep, f32, f16 or bf16", s)
-}
-
-// reportPaths are the files of --report: JSON, in folders that are there.
-func reportPaths(c *cli.Context) ([]string, error) {
-	paths := c.StringSlice("report")
-	for _, p := range paths {
-		if !strings.HasSuffix(p, ".json") {
-			return nil, usagef("--report %q: reports are written as .json", p)
-		}
-		if !formats.IsFolder(filepath.Dir(p)) {
-			return nil, finding.Errorf("output.io", p, "the folder of the report is not there")
-		}
-	}
-	return paths, nil
-}
-
-// writeJSON writes a report, or leaves the one that was there.
-func writeJSON(path string, v any) error {
-	b, err := marshal(v)
-	if err != nil {
-		return err
-	}
-	tmp := path + ".tmp" + strconv.Itoa(os.Getpid())
-	if err = os.WriteFile(tmp, b, 0o666); err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return finding.Errorf("output.io", path, "the report cannot be written: %v", errors.Unwrap(err))
-	}
-	return nil
 }
