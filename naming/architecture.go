@@ -174,3 +174,10 @@ func unknown(name string, known []string) error {
 	x := nameIndex{names: func() []string { return known }}
 	return &UnknownArchitecture{Name: name, Nearest: x.nearest(name)}
 }
+
+// DropsHead reports whether llama.cpp's converter leaves the output layer of an architecture out, which is
+// always the token embedding.
+func DropsHead(arch string) bool {
+	a := architectures().archs[arch]
+	return a != nil && a.tied
+}

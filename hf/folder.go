@@ -1,0 +1,118 @@
+package hf
+
+import (
+	"cmp"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/tensor"
+)
+
+// A Source holds a model folder's tensors under their Hugging Face names: an opened safetensors folder,
+// or a float view of one that is quantized. Tensors of a file follow one another.
+type Source interface {
+	Path() string
+	Tensors() []tensor.Tensor
+	Findings() []finding.Finding
+	Close() error
+}
+
+// indexed lists a folder's tensors in the order in which llama.cpp's converter meets them: file after
+// file, each in the order of its names.
+func indexed(src Source) []*tensor.Tensor {
+	all := src.Tensors()
+	file := make([]int, len(all))
+	for i := 1; i < len(all); i++ {
+		file[i] = file[i-1]
+		if a, ok := all[i-1].Src.(*os.File); ok && io.ReaderAt(a) != all[i].Src {
+			file[i]++
+		}
+	}
+	order := make([]int, len(all))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(file[a], file[b]), strings.Compare(all[a].Name, all[b].Name))
+	})
+	out := make([]*tensor.Tensor, len(all))
+	for i, at := range order {
+		out[i] = &all[at]
+	}
+	return out
+}
+
+// otherParts are what the names of vision, audio and speech tensors begin with or contain: parts of a
+// model that are no part of its language model.
+var otherParts = struct{ prefix, inside []string }{
+	prefix: []string{"mlp", "vit.", "vpm.", "siglip2.", "conformer.", "merger.", "resampler.", "sound_encoder.", "sound_projection.", "speech_embeddings."},
+	inside: []string{"visual.", "vision.", "audio.", "talker.", "vision_", "audio_", "token2wav.", "code2wav.", "projector.", "pre_mm_projector_norm",
+		"image_newline", "view_seperator", "patch_embed", "patch_merger.", "patch_merge_mlp.", "model.connector."},
+}
+
+// buffers are the endings of tensors that a model class computes for itself.
+var buffers = []string{".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"}
+
+// left reports whether the converter leaves a tensor out.
+func left(arch, name string) bool {
+	has := func(list []string, f func(s, part string) bool) bool {
+		return slices.ContainsFunc(list, func(part string) bool { return f(name, part) })
+	}
+	if has(otherParts.prefix, strings.HasPrefix) || has(otherParts.inside, strings.Contains) || has(buffers, strings.HasSuffix) {
+		return true
+	}
+	switch arch {
+	case "gpt2", "starcoder":
+		return strings.HasSuffix(name, ".attn.bias") || strings.HasSuffix(name, ".attn.masked_bias")
+	case "bert", "nomic-bert":
+		bare := name
+		for _, p := range []string{"bert.", "roberta."} {
+			bare = strings.TrimPrefix(bare, p)
+		}
+		return bare == "embeddings.position_ids" || bare == "pooler.dense.weight" || bare == "pooler.dense.bias" ||
+			strings.HasPrefix(bare, "cls.predictions") || strings.HasPrefix(bare, "cls.seq_relationship")
+	}
+	return false
+}
+
+// renamed is a tensor's name as the tables of package naming know it.
+func renamed(arch, name string) string {
+	name = strings.ReplaceAll(name, "language_model.", "")
+	if arch == "bert" || arch == "nomic-bert" {
+		for old, now := range map[string]string{".gamma": ".weight", ".beta": ".bias"} {
+			if s, ok := strings.CutSuffix(name, old); ok {
+				return s + now
+			}
+		}
+	}
+	return name
+}
+
+const maxConfig = 16 << 20
+
+// readConfig parses the folder's config.json.
+func readConfig(dir string) (map[string]any, error) {
+	path := filepath.Join(dir, "config.json")
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil, finding.Errorf("files.missing", path, "the folder has no config.json, which says what model it holds").
+			Hinted("fetch the model's config.json")
+	case !st.Mode().IsRegular() || st.Size() > maxConfig:
+		return nil, finding.Errorf("base.bad_json", path, "this is no config.json of a model")
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, finding.Errorf("files.unreadable", path, "%v", err)
+	}
+	var config map[string]any
+	if err := json.Unmarshal(b, &config); err != nil {
+		return nil, finding.Errorf("base.bad_json", path, "%v", err)
+	}
+	return config, nil
+}
