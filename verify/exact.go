@@ -10,11 +10,14 @@ import (
 
 // exact compares rows of an updated tensor, as stored, with W + ΔW in float64.
 type exact struct {
+	out    *merge.Output
 	ref    *merge.Reference
 	stored tensor.Tensor
 	codec  quant.Codec
 	cols   int64
 	row    int64 // bytes
+
+	unknownImatrix bool // the rows were stored by an importance matrix that is not here
 
 	res                    Exact
 	dot, delta, base       float64
@@ -40,7 +43,7 @@ func (e *exact) rows(first, n int64) error {
 	e.res.Rows += n
 	e.res.Elements += int64(len(got))
 	if e.codec.DType().IsBlock() {
-		if err := e.ownRounding(merged, want); err != nil {
+		if err := e.ownRounding(merged, want, first); err != nil {
 			return err
 		}
 	}
@@ -100,14 +103,14 @@ const subnormal = 16 * 0x1p-149
 
 // ownRounding measures the error that this program's own encoder of the block type makes, which a
 // correct merge by any other encoder should not exceed by much.
-func (e *exact) ownRounding(merged []float32, want []float64) error {
-	if !e.codec.CanEncode() {
+func (e *exact) ownRounding(merged []float32, want []float64, first int64) error {
+	if !e.codec.CanEncode() || e.codec.NeedsImportance() && !e.out.Weighed() {
 		return nil
 	}
 	if int64(len(e.scratch)) != int64(len(merged))/e.cols*e.row {
 		e.scratch, e.own = make([]byte, int64(len(merged))/e.cols*e.row), make([]float32, len(merged))
 	}
-	if err := e.codec.Encode(e.scratch, merged); err != nil {
+	if err := e.out.EncodeRows(e.codec.DType(), e.scratch, merged, first); err != nil {
 		return err
 	}
 	e.codec.Decode(e.own, e.scratch)
@@ -153,7 +156,11 @@ func (g grid) step(x float64) float64 {
 
 // far reports whether rounding alone does not explain what is stored.
 func (e *exact) far() bool {
-	return e.res.Off > 0 || e.codec.DType().IsBlock() && e.ownNoise > 0 && e.noise > 1.21*e.ownNoise
+	limit := 1.21
+	if e.unknownImatrix {
+		limit = imatrixNoise
+	}
+	return e.res.Off > 0 || e.codec.DType().IsBlock() && e.ownNoise > 0 && e.noise > limit*e.ownNoise
 }
 
 func (e *exact) retention() float64 {

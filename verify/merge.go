@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/quant"
@@ -226,16 +227,20 @@ func (c *mergeCheck) same(w *work) error {
 		w.module = &Module{Module: w.out.Updates[0].Module, Tensor: w.out.Name, Type: w.stored.DType.String(), Retention: 1, Pass: true}
 	}
 	// A piece is a byte where bytes are compared, and a whole number of blocks where values are.
-	unit, expect := int64(1), func(in []byte) ([]byte, error) { return in, nil }
+	unit, expect := int64(1), func(in []byte, _ int64) ([]byte, error) { return in, nil }
 	if w.stored.DType != source.DType {
 		from, okFrom := quant.Of(source.DType)
 		to, okTo := quant.Of(w.stored.DType)
-		if !okFrom || !okTo || !to.CanEncode() {
-			c.fail(w, "merge.equivalence", "tensor has another type than the base's, and cannot be compared").Expected(w.stored.DType, source.DType)
+		if !okFrom || !okTo || !to.CanEncode() || to.NeedsImportance() && !w.out.Weighed() {
+			c.fail(w, "merge.equivalence", "tensor has another type than the base's, and cannot be compared").Expected(w.stored.DType, source.DType).
+				Hinted("a type that needs an importance matrix is compared with --imatrix FILE")
 			return nil
 		}
 		unit = int64(max(source.DType.BlockLen(), w.stored.DType.BlockLen()))
-		expect = func(in []byte) ([]byte, error) { return convert(from, to, in) }
+		if _, frame := w.out.Ops(); w.out.Weighed() {
+			unit = frame.Cols
+		}
+		expect = func(in []byte, first int64) ([]byte, error) { return convert(w.out, from, to, in, first) }
 	}
 	inUnit, outUnit := int64(1), int64(1)
 	if w.stored.DType != source.DType {
@@ -254,7 +259,7 @@ func (c *mergeCheck) same(w *work) error {
 		if _, err := source.ReadAt(in, first*inUnit); err != nil {
 			return err
 		}
-		want, err := expect(in)
+		want, err := expect(in, first)
 		if err != nil {
 			return err
 		}
@@ -264,7 +269,7 @@ func (c *mergeCheck) same(w *work) error {
 			return nil
 		}
 		w.bytes += int64(len(got))
-		if !bytes.Equal(got, want) {
+		if !bytes.Equal(got, want) && !c.otherEncoder(w, in, got, want) {
 			c.fail(w, "merge.equivalence", "the adapters do not touch this tensor, but it differs from its source").
 				Expected("other bytes", source.Name)
 			if w.module != nil {
@@ -276,8 +281,44 @@ func (c *mergeCheck) same(w *work) error {
 	return nil
 }
 
-// convert re-encodes whole blocks.
-func convert(from, to quant.Codec, in []byte) ([]byte, error) {
+// otherEncoder reports whether stored bytes are as near to their source as another encoder of the type might
+// bring them: one that knew an importance matrix which the plan does not have.
+func (c *mergeCheck) otherEncoder(w *work, in, got, want []byte) bool {
+	if !c.unknownImatrix(w) || w.stored.DType == w.out.Source().DType {
+		return false
+	}
+	from, _ := quant.Of(w.out.Source().DType)
+	to, _ := quant.Of(w.stored.DType)
+	x := make([]float32, len(in)/from.DType().BlockBytes()*from.DType().BlockLen())
+	from.Decode(x, in)
+	noise := func(b []byte) (sum float64) {
+		v := make([]float32, len(x))
+		to.Decode(v, b)
+		for i := range v {
+			d := float64(v[i]) - float64(x[i])
+			sum += float64(d * d)
+		}
+		return sum
+	}
+	return noise(got) <= imatrixNoise*noise(want)
+}
+
+// imatrixNoise bounds the error, squared, of an encoder that weighs columns by that of one that does not.
+const imatrixNoise = 4
+
+// unknownImatrix reports whether the file says that it was stored by an importance matrix, and the plan
+// has none.
+func (c *mergeCheck) unknownImatrix(w *work) bool {
+	g, ok := c.merged.(*gguf.Model)
+	if !ok || !w.stored.DType.IsBlock() || w.out.Weighed() {
+		return false
+	}
+	_, has := g.Get("quantize.imatrix.entries_count")
+	return has
+}
+
+// convert re-encodes whole blocks, or rows where the columns weigh.
+func convert(out *merge.Output, from, to quant.Codec, in []byte, first int64) ([]byte, error) {
 	d := from.DType()
 	n := int64(len(in)) / int64(d.BlockBytes()) * int64(d.BlockLen())
 	v := make([]float32, n)
@@ -286,8 +327,11 @@ func convert(from, to quant.Codec, in []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]byte, size)
-	return out, to.Encode(out, v)
+	dst := make([]byte, size)
+	if out.Weighed() {
+		return dst, out.EncodeRows(to.DType(), dst, v, first)
+	}
+	return dst, to.Encode(dst, v)
 }
 
 // stretches chooses the units at which an untouched tensor is compared: everywhere, or at its ends and

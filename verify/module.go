@@ -29,7 +29,7 @@ func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 		return err
 	}
 	defer ref.Close()
-	e := &exact{ref: ref, stored: w.stored, codec: codec, cols: frame.Cols, equalToBase: true}
+	e := &exact{out: w.out, ref: ref, stored: w.stored, codec: codec, cols: frame.Cols, equalToBase: true, unknownImatrix: c.unknownImatrix(w)}
 	if e.row, err = w.stored.DType.Bytes(frame.Cols); err != nil {
 		return err
 	}
