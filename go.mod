@@ -24,4 +24,7 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
-require golang.org/x/text v0.22.0 // indirect
+require (
+	golang.org/x/text v0.22.0 // indirect
+	golang.org/x/tools v0.32.0 // indirect
+)
