@@ -35,3 +35,65 @@ func addPanels4AVX2(w *float32, stride int, l *float32, panels *float32, rank in
 //
 //go:noescape
 func addPanels1AVX2(w *float32, stride int, l *float32, panels *float32, rank int, n int, scale float32)
+
+// transposeAVX2 is transposeGo. size is 16 or 32.
+//
+//go:noescape
+func transposeAVX2(dst *float32, src *float32, size int)
+
+// weighMagnitudesAVX2 is weighMagnitudesGo for one set.
+//
+//go:noescape
+func weighMagnitudesAVX2(w *float32, x *float32, each *float32, rows int)
+
+// weighImportanceAVX2 is weighImportanceGo for one set.
+//
+//go:noescape
+func weighImportanceAVX2(w *float32, x *float32, each *float32, rows int)
+
+// weighSquaresAVX2 is weighSquaresGo for one set; each is not used.
+//
+//go:noescape
+func weighSquaresAVX2(w *float32, x *float32, each *float32, rows int)
+
+// sumsAVX2 sums the values of each lane of one set.
+//
+//go:noescape
+func sumsAVX2(sums *float32, x *float32, rows int)
+
+// squaresAVX2 sums the squares of each lane of one set.
+//
+//go:noescape
+func squaresAVX2(sums *float32, x *float32, rows int)
+
+// affineSquareAVX2 is affineGo for one set, with square errors. fit are Scales of a AffineFit.
+// It reports false, and leaves fit undefined, when codes may leave the range it can round.
+//
+//go:noescape
+func affineSquareAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+
+// affineAbsoluteAVX2 is affineGo for one set, with absolute errors. fit are Scales of a AffineFit.
+// It reports false, and leaves fit undefined, when codes may leave the range it can round.
+//
+//go:noescape
+func affineAbsoluteAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+
+// symmetricAVX2 is symmetricGo for one set. fit are Scales of a SymmetricFit, shifts the 18 numbers of that name.
+//
+//go:noescape
+func symmetricAVX2(x *float32, w *float32, rows int, levels float32, shifts *float32, fit *float32)
+
+// descendAVX2 is descendGo for groups of 16. w are the squares of x.
+//
+//go:noescape
+func descendAVX2(x *float32, w *float32, codes *float32, levels float32, scales *float32)
+
+// nonLinearAVX2 is nonLinearGo for one set. tries are the 15 numbers of nonLinearTries.
+//
+//go:noescape
+func nonLinearAVX2(x *float32, w *float32, rows int, tries *float32, scales *float32)
+
+// quantizeAVX2 is quantizeGo for 256 values, with a step and an offset for each 16.
+//
+//go:noescape
+func quantizeAVX2(codes *byte, x *float32, steps *float32, offsets *float32, low int32, high int32)

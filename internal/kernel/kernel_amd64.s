@@ -318,3 +318,1485 @@ k:
 end:
 	VZEROUPPER
 	RET
+
+// func transposeAVX2(dst *float32, src *float32, size int)
+// Requires: AVX
+TEXT ·transposeAVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ size+16(FP), DX
+	MOVQ DX, BX
+	SHLQ $0x02, BX
+	LEAQ (BX)(BX*2), SI
+	MOVQ BX, R8
+	SHLQ $0x03, R8
+	SUBQ BX, R8
+	MOVQ $0x00000004, DI
+	MOVQ DX, R9
+
+block:
+	LEAQ        (CX)(BX*4), R10
+	VMOVUPS     (CX), X0
+	VINSERTF128 $0x01, (R10), Y0, Y0
+	VMOVUPS     (CX)(BX*1), X1
+	VINSERTF128 $0x01, (R10)(BX*1), Y1, Y1
+	VMOVUPS     (CX)(BX*2), X2
+	VINSERTF128 $0x01, (R10)(BX*2), Y2, Y2
+	VMOVUPS     (CX)(SI*1), X3
+	VINSERTF128 $0x01, (R10)(SI*1), Y3, Y3
+	VUNPCKLPS   Y1, Y0, Y4
+	VUNPCKHPS   Y1, Y0, Y5
+	VUNPCKLPS   Y3, Y2, Y1
+	VUNPCKHPS   Y3, Y2, Y3
+	VSHUFPS     $0x44, Y1, Y4, Y0
+	VMOVUPS     Y0, (AX)
+	VSHUFPS     $0xee, Y1, Y4, Y1
+	VMOVUPS     Y1, 32(AX)
+	VSHUFPS     $0x44, Y3, Y5, Y2
+	VMOVUPS     Y2, 64(AX)
+	VSHUFPS     $0xee, Y3, Y5, Y3
+	VMOVUPS     Y3, 96(AX)
+	VMOVUPS     16(CX), X6
+	VINSERTF128 $0x01, 16(R10), Y6, Y6
+	VMOVUPS     16(CX)(BX*1), X7
+	VINSERTF128 $0x01, 16(R10)(BX*1), Y7, Y7
+	VMOVUPS     16(CX)(BX*2), X8
+	VINSERTF128 $0x01, 16(R10)(BX*2), Y8, Y8
+	VMOVUPS     16(CX)(SI*1), X9
+	VINSERTF128 $0x01, 16(R10)(SI*1), Y9, Y9
+	VUNPCKLPS   Y7, Y6, Y4
+	VUNPCKHPS   Y7, Y6, Y5
+	VUNPCKLPS   Y9, Y8, Y7
+	VUNPCKHPS   Y9, Y8, Y9
+	VSHUFPS     $0x44, Y7, Y4, Y6
+	VMOVUPS     Y6, 128(AX)
+	VSHUFPS     $0xee, Y7, Y4, Y7
+	VMOVUPS     Y7, 160(AX)
+	VSHUFPS     $0x44, Y9, Y5, Y8
+	VMOVUPS     Y8, 192(AX)
+	VSHUFPS     $0xee, Y9, Y5, Y9
+	VMOVUPS     Y9, 224(AX)
+	ADDQ        $0x00000100, AX
+	ADDQ        $0x20, CX
+	SUBQ        $0x08, R9
+	JNZ         same
+	MOVQ        DX, R9
+	ADDQ        R8, CX
+
+same:
+	DECQ DI
+	JNZ  block
+	VZEROUPPER
+	RET
+
+// func weighMagnitudesAVX2(w *float32, x *float32, each *float32, rows int)
+// Requires: AVX
+TEXT ·weighMagnitudesAVX2(SB), NOSPLIT, $0-32
+	MOVQ    w+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    each+16(FP), DX
+	MOVQ    rows+24(FP), BX
+	SHLQ    $0x05, BX
+	VMOVUPS (DX), Y0
+	XORQ    DX, DX
+
+row:
+	VMOVUPS (CX)(DX*1), Y1
+	VANDPS  lanes_7fffffff<>+0(SB), Y1, Y1
+	VADDPS  Y1, Y0, Y1
+	VMOVUPS Y1, (AX)(DX*1)
+	VMOVUPS 32(CX)(DX*1), Y1
+	VANDPS  lanes_7fffffff<>+0(SB), Y1, Y1
+	VADDPS  Y1, Y0, Y1
+	VMOVUPS Y1, 32(AX)(DX*1)
+	ADDQ    $0x00000040, DX
+	CMPQ    DX, BX
+	JL      row
+	VZEROUPPER
+	RET
+
+DATA lanes_7fffffff<>+0(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+4(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+8(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+12(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+16(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+20(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+24(SB)/4, $0x7fffffff
+DATA lanes_7fffffff<>+28(SB)/4, $0x7fffffff
+GLOBL lanes_7fffffff<>(SB), RODATA|NOPTR, $32
+
+// func weighImportanceAVX2(w *float32, x *float32, each *float32, rows int)
+// Requires: AVX
+TEXT ·weighImportanceAVX2(SB), NOSPLIT, $0-32
+	MOVQ    w+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    each+16(FP), DX
+	MOVQ    rows+24(FP), BX
+	SHLQ    $0x05, BX
+	VMOVUPS (DX), Y0
+	XORQ    DX, DX
+
+row:
+	VMOVUPS (CX)(DX*1), Y1
+	VMULPS  Y1, Y1, Y1
+	VADDPS  Y1, Y0, Y1
+	VSQRTPS Y1, Y1
+	VMULPS  (AX)(DX*1), Y1, Y1
+	VMOVUPS Y1, (AX)(DX*1)
+	VMOVUPS 32(CX)(DX*1), Y1
+	VMULPS  Y1, Y1, Y1
+	VADDPS  Y1, Y0, Y1
+	VSQRTPS Y1, Y1
+	VMULPS  32(AX)(DX*1), Y1, Y1
+	VMOVUPS Y1, 32(AX)(DX*1)
+	ADDQ    $0x00000040, DX
+	CMPQ    DX, BX
+	JL      row
+	VZEROUPPER
+	RET
+
+// func weighSquaresAVX2(w *float32, x *float32, each *float32, rows int)
+// Requires: AVX
+TEXT ·weighSquaresAVX2(SB), NOSPLIT, $0-32
+	MOVQ    w+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    each+16(FP), DX
+	MOVQ    rows+24(FP), BX
+	SHLQ    $0x05, BX
+	VMOVUPS (DX), Y0
+	XORQ    DX, DX
+
+row:
+	VMOVUPS (CX)(DX*1), Y0
+	VMULPS  Y0, Y0, Y0
+	VMOVUPS Y0, (AX)(DX*1)
+	VMOVUPS 32(CX)(DX*1), Y0
+	VMULPS  Y0, Y0, Y0
+	VMOVUPS Y0, 32(AX)(DX*1)
+	ADDQ    $0x00000040, DX
+	CMPQ    DX, BX
+	JL      row
+	VZEROUPPER
+	RET
+
+// func sumsAVX2(sums *float32, x *float32, rows int)
+// Requires: AVX
+TEXT ·sumsAVX2(SB), NOSPLIT, $0-24
+	MOVQ   sums+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   DX, BX
+	SHLQ   $0x05, BX
+	VXORPS Y0, Y0, Y0
+	XORQ   DX, DX
+
+row:
+	VADDPS  (CX)(DX*1), Y0, Y0
+	VADDPS  32(CX)(DX*1), Y0, Y0
+	ADDQ    $0x00000040, DX
+	CMPQ    DX, BX
+	JL      row
+	VMOVUPS Y0, (AX)
+	VZEROUPPER
+	RET
+
+// func squaresAVX2(sums *float32, x *float32, rows int)
+// Requires: AVX
+TEXT ·squaresAVX2(SB), NOSPLIT, $0-24
+	MOVQ   sums+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   DX, BX
+	SHLQ   $0x05, BX
+	VXORPS Y0, Y0, Y0
+	XORQ   DX, DX
+
+row:
+	VMOVUPS (CX)(DX*1), Y1
+	VMULPS  Y1, Y1, Y1
+	VADDPS  Y1, Y0, Y0
+	VMOVUPS 32(CX)(DX*1), Y1
+	VMULPS  Y1, Y1, Y1
+	VADDPS  Y1, Y0, Y0
+	ADDQ    $0x00000040, DX
+	CMPQ    DX, BX
+	JL      row
+	VMOVUPS Y0, (AX)
+	VZEROUPPER
+	RET
+
+// func affineSquareAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+// Requires: AVX
+TEXT ·affineSquareAVX2(SB), $1280-57
+	MOVQ         x+0(FP), AX
+	MOVQ         w+8(FP), CX
+	MOVQ         numerators+16(FP), DX
+	MOVQ         count+24(FP), BX
+	MOVQ         rows+32(FP), SI
+	MOVQ         SI, DI
+	SHLQ         $0x05, DI
+	LEAQ         256(SP), R8
+	VBROADCASTSS top+40(FP), Y0
+	VMOVUPS      Y0, (SP)
+	VMOVUPS      (AX), Y0
+	VMOVAPS      Y0, Y1
+	VMOVUPS      (CX), Y2
+	VMULPS       Y0, Y2, Y3
+	MOVQ         $0x00000020, SI
+
+range:
+	VMOVUPS   (AX)(SI*1), Y4
+	VMOVUPS   (CX)(SI*1), Y5
+	VMINPS    Y0, Y4, Y0
+	VMAXPS    Y1, Y4, Y1
+	VADDPS    Y5, Y2, Y2
+	VMULPS    Y4, Y5, Y5
+	VADDPS    Y5, Y3, Y3
+	ADDQ      $0x00000020, SI
+	CMPQ      SI, DI
+	JL        range
+	VMOVUPS   Y0, 64(SP)
+	VXORPS    Y4, Y4, Y4
+	VMINPS    Y0, Y4, Y0
+	VMOVUPS   Y1, 32(SP)
+	VMOVUPS   Y2, 96(SP)
+	VMOVUPS   Y3, 128(SP)
+	VCMPPS    $0x12, Y0, Y1, Y1
+	VMOVUPS   Y1, 160(SP)
+	VMOVUPS   32(SP), Y2
+	VSUBPS    Y0, Y2, Y2
+	VMOVUPS   (SP), Y1
+	VDIVPS    Y2, Y1, Y1
+	VMULPS    Y1, Y2, Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y3
+	VMOVUPS   64(SP), Y2
+	VSUBPS    Y0, Y2, Y2
+	VMULPS    Y1, Y2, Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y2
+	VANDPS    Y2, Y3, Y3
+	VORPS     160(SP), Y3, Y3
+	VMOVMSKPS Y3, SI
+	CMPL      SI, $0xff
+	JNE       unsure
+	VMOVUPS   Y1, 192(SP)
+	VMOVUPS   Y0, 224(SP)
+	VXORPS    Y3, Y3, Y3
+	VMOVUPS   lanes_3f800000<>+0(SB), Y2
+	VDIVPS    Y1, Y2, Y2
+	XORQ      SI, SI
+
+first:
+	VMOVUPS   (AX)(SI*1), Y4
+	VSUBPS    Y0, Y4, Y4
+	VMULPS    Y1, Y4, Y4
+	VROUNDPS  $0x00, Y4, Y4
+	VMAXPS    lanes_0<>+0(SB), Y4, Y4
+	VMINPS    (SP), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    Y0, Y4, Y4
+	VSUBPS    (AX)(SI*1), Y4, Y4
+	VMULPS    Y4, Y4, Y4
+	VMULPS    (CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y3, Y3
+	VMOVUPS   32(AX)(SI*1), Y4
+	VSUBPS    Y0, Y4, Y4
+	VMULPS    Y1, Y4, Y4
+	VROUNDPS  $0x00, Y4, Y4
+	VMAXPS    lanes_0<>+0(SB), Y4, Y4
+	VMINPS    (SP), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    Y0, Y4, Y4
+	VSUBPS    32(AX)(SI*1), Y4, Y4
+	VMULPS    Y4, Y4, Y4
+	VMULPS    32(CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y3, Y3
+	ADDQ      $0x00000040, SI
+	CMPQ      SI, DI
+	JL        first
+	VMOVUPS   160(SP), Y1
+	VBLENDVPS Y1, lanes_ff800000<>+0(SB), Y3, Y3
+
+candidate:
+	VMOVUPS      32(SP), Y4
+	VSUBPS       Y0, Y4, Y4
+	VBROADCASTSS (DX), Y1
+	VDIVPS       Y4, Y1, Y1
+	VMULPS       Y1, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y5
+	VMOVUPS      64(SP), Y4
+	VSUBPS       Y0, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y4
+	VANDPS       Y4, Y5, Y5
+	VORPS        160(SP), Y5, Y5
+	VMOVMSKPS    Y5, SI
+	CMPL         SI, $0xff
+	JNE          unsure
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	XORQ         SI, SI
+
+sums:
+	VMOVUPS   (AX)(SI*1), Y7
+	VSUBPS    Y0, Y7, Y8
+	VMULPS    Y1, Y8, Y8
+	VROUNDPS  $0x00, Y8, Y8
+	VMAXPS    lanes_0<>+0(SB), Y8, Y8
+	VMINPS    (SP), Y8, Y8
+	VMOVUPS   Y8, (R8)(SI*1)
+	VMULPS    (CX)(SI*1), Y8, Y9
+	VADDPS    Y9, Y4, Y4
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	VMULPS    Y9, Y7, Y7
+	VADDPS    Y7, Y6, Y6
+	VMOVUPS   32(AX)(SI*1), Y7
+	VSUBPS    Y0, Y7, Y8
+	VMULPS    Y1, Y8, Y8
+	VROUNDPS  $0x00, Y8, Y8
+	VMAXPS    lanes_0<>+0(SB), Y8, Y8
+	VMINPS    (SP), Y8, Y8
+	VMOVUPS   Y8, 32(R8)(SI*1)
+	VMULPS    32(CX)(SI*1), Y8, Y9
+	VADDPS    Y9, Y4, Y4
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	VMULPS    Y9, Y7, Y7
+	VADDPS    Y7, Y6, Y6
+	ADDQ      $0x00000040, SI
+	CMPQ      SI, DI
+	JL        sums
+	VMULPS    96(SP), Y5, Y7
+	VMULPS    Y4, Y4, Y10
+	VSUBPS    Y10, Y7, Y7
+	VMULPS    96(SP), Y6, Y8
+	VMULPS    128(SP), Y4, Y10
+	VSUBPS    Y10, Y8, Y8
+	VDIVPS    Y7, Y8, Y8
+	VMULPS    128(SP), Y5, Y9
+	VMULPS    Y4, Y6, Y10
+	VSUBPS    Y10, Y9, Y9
+	VDIVPS    Y7, Y9, Y9
+	VDIVPS    Y5, Y6, Y6
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y9, Y10
+	VBLENDVPS Y10, Y6, Y8, Y8
+	VANDNPS   Y9, Y10, Y9
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y7, Y7
+	VXORPS    Y5, Y5, Y5
+	XORQ      SI, SI
+
+error:
+	VMOVUPS   (R8)(SI*1), Y4
+	VMULPS    Y8, Y4, Y4
+	VADDPS    Y9, Y4, Y4
+	VSUBPS    (AX)(SI*1), Y4, Y4
+	VMULPS    Y4, Y4, Y4
+	VMULPS    (CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y5, Y5
+	VMOVUPS   32(R8)(SI*1), Y4
+	VMULPS    Y8, Y4, Y4
+	VADDPS    Y9, Y4, Y4
+	VSUBPS    32(AX)(SI*1), Y4, Y4
+	VMULPS    Y4, Y4, Y4
+	VMULPS    32(CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y5, Y5
+	ADDQ      $0x00000040, SI
+	CMPQ      SI, DI
+	JL        error
+	VCMPPS    $0x11, Y3, Y5, Y4
+	VANDPS    Y7, Y4, Y4
+	VBLENDVPS Y4, Y5, Y3, Y3
+	VBLENDVPS Y4, Y8, Y2, Y2
+	VMOVUPS   192(SP), Y10
+	VBLENDVPS Y4, Y1, Y10, Y10
+	VMOVUPS   Y10, 192(SP)
+	VMOVUPS   224(SP), Y10
+	VBLENDVPS Y4, Y0, Y10, Y10
+	VMOVUPS   Y10, 224(SP)
+	VBLENDVPS Y4, Y9, Y0, Y0
+	ADDQ      $0x04, DX
+	DECQ      BX
+	JNZ       candidate
+	MOVQ      fit+48(FP), AX
+	VMOVUPS   160(SP), Y3
+	VANDNPS   Y2, Y3, Y2
+	VMOVUPS   Y2, (AX)
+	VXORPS    lanes_80000000<>+0(SB), Y0, Y0
+	VMOVUPS   Y0, 64(AX)
+	VMOVUPS   192(SP), Y1
+	VANDNPS   Y1, Y3, Y1
+	VMOVUPS   Y1, 128(AX)
+	VMOVUPS   224(SP), Y10
+	VANDNPS   Y10, Y3, Y10
+	VMOVUPS   Y10, 192(AX)
+	MOVB      $0x01, AL
+	MOVB      AL, ok+56(FP)
+	VZEROUPPER
+	RET
+
+unsure:
+	MOVB $0x00, AL
+	MOVB AL, ok+56(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_4a7ffffc<>+0(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+4(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+8(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+12(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+16(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+20(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+24(SB)/4, $0x4a7ffffc
+DATA lanes_4a7ffffc<>+28(SB)/4, $0x4a7ffffc
+GLOBL lanes_4a7ffffc<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_3f800000<>+0(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+4(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+8(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+12(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+16(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+20(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+24(SB)/4, $0x3f800000
+DATA lanes_3f800000<>+28(SB)/4, $0x3f800000
+GLOBL lanes_3f800000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_0<>+0(SB)/4, $0x00000000
+DATA lanes_0<>+4(SB)/4, $0x00000000
+DATA lanes_0<>+8(SB)/4, $0x00000000
+DATA lanes_0<>+12(SB)/4, $0x00000000
+DATA lanes_0<>+16(SB)/4, $0x00000000
+DATA lanes_0<>+20(SB)/4, $0x00000000
+DATA lanes_0<>+24(SB)/4, $0x00000000
+DATA lanes_0<>+28(SB)/4, $0x00000000
+GLOBL lanes_0<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_ff800000<>+0(SB)/4, $0xff800000
+DATA lanes_ff800000<>+4(SB)/4, $0xff800000
+DATA lanes_ff800000<>+8(SB)/4, $0xff800000
+DATA lanes_ff800000<>+12(SB)/4, $0xff800000
+DATA lanes_ff800000<>+16(SB)/4, $0xff800000
+DATA lanes_ff800000<>+20(SB)/4, $0xff800000
+DATA lanes_ff800000<>+24(SB)/4, $0xff800000
+DATA lanes_ff800000<>+28(SB)/4, $0xff800000
+GLOBL lanes_ff800000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_80000000<>+0(SB)/4, $0x80000000
+DATA lanes_80000000<>+4(SB)/4, $0x80000000
+DATA lanes_80000000<>+8(SB)/4, $0x80000000
+DATA lanes_80000000<>+12(SB)/4, $0x80000000
+DATA lanes_80000000<>+16(SB)/4, $0x80000000
+DATA lanes_80000000<>+20(SB)/4, $0x80000000
+DATA lanes_80000000<>+24(SB)/4, $0x80000000
+DATA lanes_80000000<>+28(SB)/4, $0x80000000
+GLOBL lanes_80000000<>(SB), RODATA|NOPTR, $32
+
+// func affineAbsoluteAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+// Requires: AVX
+TEXT ·affineAbsoluteAVX2(SB), $1280-57
+	MOVQ         x+0(FP), AX
+	MOVQ         w+8(FP), CX
+	MOVQ         numerators+16(FP), DX
+	MOVQ         count+24(FP), BX
+	MOVQ         rows+32(FP), SI
+	MOVQ         SI, DI
+	SHLQ         $0x05, DI
+	LEAQ         256(SP), R8
+	VBROADCASTSS top+40(FP), Y0
+	VMOVUPS      Y0, (SP)
+	VMOVUPS      (AX), Y0
+	VMOVAPS      Y0, Y1
+	VMOVUPS      (CX), Y2
+	VMULPS       Y0, Y2, Y3
+	MOVQ         $0x00000020, SI
+
+range:
+	VMOVUPS   (AX)(SI*1), Y4
+	VMOVUPS   (CX)(SI*1), Y5
+	VMINPS    Y0, Y4, Y0
+	VMAXPS    Y1, Y4, Y1
+	VADDPS    Y5, Y2, Y2
+	VMULPS    Y4, Y5, Y5
+	VADDPS    Y5, Y3, Y3
+	ADDQ      $0x00000020, SI
+	CMPQ      SI, DI
+	JL        range
+	VMOVUPS   Y0, 64(SP)
+	VXORPS    Y4, Y4, Y4
+	VMINPS    Y0, Y4, Y0
+	VMOVUPS   Y1, 32(SP)
+	VMOVUPS   Y2, 96(SP)
+	VMOVUPS   Y3, 128(SP)
+	VCMPPS    $0x12, Y0, Y1, Y1
+	VMOVUPS   Y1, 160(SP)
+	VMOVUPS   32(SP), Y2
+	VSUBPS    Y0, Y2, Y2
+	VMOVUPS   (SP), Y1
+	VDIVPS    Y2, Y1, Y1
+	VMULPS    Y1, Y2, Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y3
+	VMOVUPS   64(SP), Y2
+	VSUBPS    Y0, Y2, Y2
+	VMULPS    Y1, Y2, Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y2
+	VANDPS    Y2, Y3, Y3
+	VORPS     160(SP), Y3, Y3
+	VMOVMSKPS Y3, SI
+	CMPL      SI, $0xff
+	JNE       unsure
+	VMOVUPS   Y1, 192(SP)
+	VMOVUPS   Y0, 224(SP)
+	VXORPS    Y3, Y3, Y3
+	VMOVUPS   lanes_3f800000<>+0(SB), Y2
+	VDIVPS    Y1, Y2, Y2
+	XORQ      SI, SI
+
+first:
+	VMOVUPS   (AX)(SI*1), Y4
+	VSUBPS    Y0, Y4, Y4
+	VMULPS    Y1, Y4, Y4
+	VROUNDPS  $0x00, Y4, Y4
+	VMAXPS    lanes_0<>+0(SB), Y4, Y4
+	VMINPS    (SP), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    Y0, Y4, Y4
+	VSUBPS    (AX)(SI*1), Y4, Y4
+	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
+	VMULPS    (CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y3, Y3
+	VMOVUPS   32(AX)(SI*1), Y4
+	VSUBPS    Y0, Y4, Y4
+	VMULPS    Y1, Y4, Y4
+	VROUNDPS  $0x00, Y4, Y4
+	VMAXPS    lanes_0<>+0(SB), Y4, Y4
+	VMINPS    (SP), Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VADDPS    Y0, Y4, Y4
+	VSUBPS    32(AX)(SI*1), Y4, Y4
+	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
+	VMULPS    32(CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y3, Y3
+	ADDQ      $0x00000040, SI
+	CMPQ      SI, DI
+	JL        first
+	VMOVUPS   160(SP), Y1
+	VBLENDVPS Y1, lanes_ff800000<>+0(SB), Y3, Y3
+
+candidate:
+	VMOVUPS      32(SP), Y4
+	VSUBPS       Y0, Y4, Y4
+	VBROADCASTSS (DX), Y1
+	VDIVPS       Y4, Y1, Y1
+	VMULPS       Y1, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y5
+	VMOVUPS      64(SP), Y4
+	VSUBPS       Y0, Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y4
+	VANDPS       Y4, Y5, Y5
+	VORPS        160(SP), Y5, Y5
+	VMOVMSKPS    Y5, SI
+	CMPL         SI, $0xff
+	JNE          unsure
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	XORQ         SI, SI
+
+sums:
+	VMOVUPS   (AX)(SI*1), Y7
+	VSUBPS    Y0, Y7, Y8
+	VMULPS    Y1, Y8, Y8
+	VROUNDPS  $0x00, Y8, Y8
+	VMAXPS    lanes_0<>+0(SB), Y8, Y8
+	VMINPS    (SP), Y8, Y8
+	VMOVUPS   Y8, (R8)(SI*1)
+	VMULPS    (CX)(SI*1), Y8, Y9
+	VADDPS    Y9, Y4, Y4
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	VMULPS    Y9, Y7, Y7
+	VADDPS    Y7, Y6, Y6
+	VMOVUPS   32(AX)(SI*1), Y7
+	VSUBPS    Y0, Y7, Y8
+	VMULPS    Y1, Y8, Y8
+	VROUNDPS  $0x00, Y8, Y8
+	VMAXPS    lanes_0<>+0(SB), Y8, Y8
+	VMINPS    (SP), Y8, Y8
+	VMOVUPS   Y8, 32(R8)(SI*1)
+	VMULPS    32(CX)(SI*1), Y8, Y9
+	VADDPS    Y9, Y4, Y4
+	VMULPS    Y9, Y8, Y8
+	VADDPS    Y8, Y5, Y5
+	VMULPS    Y9, Y7, Y7
+	VADDPS    Y7, Y6, Y6
+	ADDQ      $0x00000040, SI
+	CMPQ      SI, DI
+	JL        sums
+	VMULPS    96(SP), Y5, Y7
+	VMULPS    Y4, Y4, Y10
+	VSUBPS    Y10, Y7, Y7
+	VMULPS    96(SP), Y6, Y8
+	VMULPS    128(SP), Y4, Y10
+	VSUBPS    Y10, Y8, Y8
+	VDIVPS    Y7, Y8, Y8
+	VMULPS    128(SP), Y5, Y9
+	VMULPS    Y4, Y6, Y10
+	VSUBPS    Y10, Y9, Y9
+	VDIVPS    Y7, Y9, Y9
+	VDIVPS    Y5, Y6, Y6
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y9, Y10
+	VBLENDVPS Y10, Y6, Y8, Y8
+	VANDNPS   Y9, Y10, Y9
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y7, Y7
+	VXORPS    Y5, Y5, Y5
+	XORQ      SI, SI
+
+error:
+	VMOVUPS   (R8)(SI*1), Y4
+	VMULPS    Y8, Y4, Y4
+	VADDPS    Y9, Y4, Y4
+	VSUBPS    (AX)(SI*1), Y4, Y4
+	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
+	VMULPS    (CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y5, Y5
+	VMOVUPS   32(R8)(SI*1), Y4
+	VMULPS    Y8, Y4, Y4
+	VADDPS    Y9, Y4, Y4
+	VSUBPS    32(AX)(SI*1), Y4, Y4
+	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
+	VMULPS    32(CX)(SI*1), Y4, Y4
+	VADDPS    Y4, Y5, Y5
+	ADDQ      $0x00000040, SI
+	CMPQ      SI, DI
+	JL        error
+	VCMPPS    $0x11, Y3, Y5, Y4
+	VANDPS    Y7, Y4, Y4
+	VBLENDVPS Y4, Y5, Y3, Y3
+	VBLENDVPS Y4, Y8, Y2, Y2
+	VMOVUPS   192(SP), Y10
+	VBLENDVPS Y4, Y1, Y10, Y10
+	VMOVUPS   Y10, 192(SP)
+	VMOVUPS   224(SP), Y10
+	VBLENDVPS Y4, Y0, Y10, Y10
+	VMOVUPS   Y10, 224(SP)
+	VBLENDVPS Y4, Y9, Y0, Y0
+	ADDQ      $0x04, DX
+	DECQ      BX
+	JNZ       candidate
+	MOVQ      fit+48(FP), AX
+	VMOVUPS   160(SP), Y3
+	VANDNPS   Y2, Y3, Y2
+	VMOVUPS   Y2, (AX)
+	VXORPS    lanes_80000000<>+0(SB), Y0, Y0
+	VMOVUPS   Y0, 64(AX)
+	VMOVUPS   192(SP), Y1
+	VANDNPS   Y1, Y3, Y1
+	VMOVUPS   Y1, 128(AX)
+	VMOVUPS   224(SP), Y10
+	VANDNPS   Y10, Y3, Y10
+	VMOVUPS   Y10, 192(AX)
+	MOVB      $0x01, AL
+	MOVB      AL, ok+56(FP)
+	VZEROUPPER
+	RET
+
+unsure:
+	MOVB $0x00, AL
+	MOVB AL, ok+56(FP)
+	VZEROUPPER
+	RET
+
+// func symmetricAVX2(x *float32, w *float32, rows int, levels float32, shifts *float32, fit *float32)
+// Requires: AVX
+TEXT ·symmetricAVX2(SB), $1184-48
+	MOVQ   x+0(FP), AX
+	MOVQ   w+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   DX, BX
+	SHLQ   $0x05, BX
+	MOVQ   shifts+32(FP), SI
+	LEAQ   160(SP), R8
+	VXORPS Y1, Y1, Y1
+	VXORPS Y0, Y0, Y0
+	XORQ   DX, DX
+
+peak:
+	VMOVUPS      (AX)(DX*1), Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y3
+	VCMPPS       $0x1e, Y1, Y3, Y4
+	VBLENDVPS    Y4, Y2, Y0, Y0
+	VMAXPS       Y3, Y1, Y1
+	VMOVUPS      32(AX)(DX*1), Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y3
+	VCMPPS       $0x1e, Y1, Y3, Y4
+	VBLENDVPS    Y4, Y2, Y0, Y0
+	VMAXPS       Y3, Y1, Y1
+	ADDQ         $0x00000040, DX
+	CMPQ         DX, BX
+	JL           peak
+	VCMPPS       $0x1d, lanes_26901d7d<>+0(SB), Y1, Y1
+	VMOVUPS      Y0, 64(SP)
+	VMOVUPS      Y1, 96(SP)
+	VBROADCASTSS levels+24(FP), Y0
+	VXORPS       lanes_80000000<>+0(SB), Y0, Y1
+	VMOVUPS      Y1, (SP)
+	VSUBPS       lanes_3f800000<>+0(SB), Y0, Y0
+	VMOVUPS      Y0, 32(SP)
+	XORQ         DX, DX
+
+products:
+	VMOVUPS (AX)(DX*1), Y0
+	VMULPS  (CX)(DX*1), Y0, Y0
+	VMOVUPS Y0, (R8)(DX*1)
+	VMOVUPS 32(AX)(DX*1), Y0
+	VMULPS  32(CX)(DX*1), Y0, Y0
+	VMOVUPS Y0, 32(R8)(DX*1)
+	ADDQ    $0x00000040, DX
+	CMPQ    DX, BX
+	JL      products
+	VMOVUPS (SP), Y2
+	VDIVPS  64(SP), Y2, Y2
+	VMOVUPS Y2, 128(SP)
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	XORQ    DX, DX
+
+first:
+	VMULPS   (AX)(DX*1), Y2, Y3
+	VROUNDPS $0x00, Y3, Y3
+	VMAXPS   (SP), Y3, Y3
+	VMINPS   32(SP), Y3, Y3
+	VMULPS   (R8)(DX*1), Y3, Y4
+	VADDPS   Y4, Y0, Y0
+	VMULPS   (CX)(DX*1), Y3, Y4
+	VMULPS   Y3, Y4, Y4
+	VADDPS   Y4, Y1, Y1
+	ADDQ     $0x00000020, DX
+	CMPQ     DX, BX
+	JL       first
+	VDIVPS   Y1, Y0, Y2
+	VCMPPS   $0x04, lanes_0<>+0(SB), Y1, Y1
+	VANDPS   Y1, Y2, Y2
+	VMULPS   Y0, Y2, Y0
+	MOVQ     $0x00000006, DI
+
+candidates:
+	VBROADCASTSS (SI), Y1
+	VMOVUPS      (SP), Y3
+	VSUBPS       Y1, Y3, Y1
+	VDIVPS       64(SP), Y1, Y1
+	VBROADCASTSS 4(SI), Y3
+	VMOVUPS      (SP), Y4
+	VSUBPS       Y3, Y4, Y3
+	VDIVPS       64(SP), Y3, Y3
+	VBROADCASTSS 8(SI), Y4
+	VMOVUPS      (SP), Y5
+	VSUBPS       Y4, Y5, Y4
+	VDIVPS       64(SP), Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	VXORPS       Y9, Y9, Y9
+	VXORPS       Y10, Y10, Y10
+	XORQ         DX, DX
+
+sums:
+	VMULPS    (AX)(DX*1), Y1, Y11
+	VROUNDPS  $0x00, Y11, Y11
+	VMAXPS    (SP), Y11, Y11
+	VMINPS    32(SP), Y11, Y11
+	VMULPS    (R8)(DX*1), Y11, Y12
+	VADDPS    Y12, Y5, Y5
+	VMULPS    (CX)(DX*1), Y11, Y12
+	VMULPS    Y11, Y12, Y12
+	VADDPS    Y12, Y6, Y6
+	VMULPS    (AX)(DX*1), Y3, Y11
+	VROUNDPS  $0x00, Y11, Y11
+	VMAXPS    (SP), Y11, Y11
+	VMINPS    32(SP), Y11, Y11
+	VMULPS    (R8)(DX*1), Y11, Y12
+	VADDPS    Y12, Y7, Y7
+	VMULPS    (CX)(DX*1), Y11, Y12
+	VMULPS    Y11, Y12, Y12
+	VADDPS    Y12, Y8, Y8
+	VMULPS    (AX)(DX*1), Y4, Y11
+	VROUNDPS  $0x00, Y11, Y11
+	VMAXPS    (SP), Y11, Y11
+	VMINPS    32(SP), Y11, Y11
+	VMULPS    (R8)(DX*1), Y11, Y12
+	VADDPS    Y12, Y9, Y9
+	VMULPS    (CX)(DX*1), Y11, Y12
+	VMULPS    Y11, Y12, Y12
+	VADDPS    Y12, Y10, Y10
+	ADDQ      $0x00000020, DX
+	CMPQ      DX, BX
+	JL        sums
+	VMULPS    Y5, Y5, Y11
+	VMULPS    Y6, Y0, Y12
+	VCMPPS    $0x1e, Y12, Y11, Y11
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y6, Y12
+	VANDPS    Y12, Y11, Y11
+	VDIVPS    Y6, Y5, Y6
+	VBLENDVPS Y11, Y6, Y2, Y2
+	VMULPS    Y6, Y5, Y5
+	VBLENDVPS Y11, Y5, Y0, Y0
+	VMOVUPS   128(SP), Y12
+	VBLENDVPS Y11, Y1, Y12, Y12
+	VMOVUPS   Y12, 128(SP)
+	VMULPS    Y7, Y7, Y1
+	VMULPS    Y8, Y0, Y5
+	VCMPPS    $0x1e, Y5, Y1, Y1
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y8, Y5
+	VANDPS    Y5, Y1, Y1
+	VDIVPS    Y8, Y7, Y8
+	VBLENDVPS Y1, Y8, Y2, Y2
+	VMULPS    Y8, Y7, Y7
+	VBLENDVPS Y1, Y7, Y0, Y0
+	VMOVUPS   128(SP), Y5
+	VBLENDVPS Y1, Y3, Y5, Y5
+	VMOVUPS   Y5, 128(SP)
+	VMULPS    Y9, Y9, Y1
+	VMULPS    Y10, Y0, Y3
+	VCMPPS    $0x1e, Y3, Y1, Y1
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y10, Y3
+	VANDPS    Y3, Y1, Y1
+	VDIVPS    Y10, Y9, Y10
+	VBLENDVPS Y1, Y10, Y2, Y2
+	VMULPS    Y10, Y9, Y9
+	VBLENDVPS Y1, Y9, Y0, Y0
+	VMOVUPS   128(SP), Y3
+	VBLENDVPS Y1, Y4, Y3, Y3
+	VMOVUPS   Y3, 128(SP)
+	ADDQ      $0x0c, SI
+	DECQ      DI
+	JNZ       candidates
+	MOVQ      fit+40(FP), AX
+	VANDPS    96(SP), Y2, Y2
+	VMOVUPS   Y2, (AX)
+	VMOVUPS   96(SP), Y1
+	VANDPS    128(SP), Y1, Y1
+	VMOVUPS   Y1, 64(AX)
+	VZEROUPPER
+	RET
+
+DATA lanes_26901d7d<>+0(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+4(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+8(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+12(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+16(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+20(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+24(SB)/4, $0x26901d7d
+DATA lanes_26901d7d<>+28(SB)/4, $0x26901d7d
+GLOBL lanes_26901d7d<>(SB), RODATA|NOPTR, $32
+
+// func descendAVX2(x *float32, w *float32, codes *float32, levels float32, scales *float32)
+// Requires: AVX, AVX2
+TEXT ·descendAVX2(SB), $1216-40
+	MOVQ         x+0(FP), AX
+	MOVQ         w+8(FP), CX
+	MOVQ         codes+16(FP), DX
+	MOVQ         $0x00000010, BX
+	MOVQ         BX, SI
+	SHLQ         $0x05, SI
+	LEAQ         192(SP), DI
+	VBROADCASTSS levels+24(FP), Y0
+	VXORPS       lanes_80000000<>+0(SB), Y0, Y1
+	VMOVUPS      Y1, (SP)
+	VCVTPS2DQ    Y1, Y1
+	VMOVUPS      Y1, 64(SP)
+	VSUBPS       lanes_3f800000<>+0(SB), Y0, Y0
+	VMOVUPS      Y0, 32(SP)
+	VCVTPS2DQ    Y0, Y1
+	VMOVUPS      Y1, 96(SP)
+	LEAQ         (AX), R8
+	VXORPS       Y1, Y1, Y1
+	VXORPS       Y0, Y0, Y0
+	XORQ         BX, BX
+
+peak0:
+	VMOVUPS   (R8)(BX*1), Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y3
+	VCMPPS    $0x1e, Y1, Y3, Y4
+	VBLENDVPS Y4, Y2, Y0, Y0
+	VMAXPS    Y3, Y1, Y1
+	VMOVUPS   32(R8)(BX*1), Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y3
+	VCMPPS    $0x1e, Y1, Y3, Y4
+	VBLENDVPS Y4, Y2, Y0, Y0
+	VMAXPS    Y3, Y1, Y1
+	ADDQ      $0x00000040, BX
+	CMPQ      BX, SI
+	JL        peak0
+	VCMPPS    $0x1d, lanes_26901d7d<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 128(SP)
+	VMOVUPS   (SP), Y1
+	VDIVPS    Y0, Y1, Y0
+	VXORPS    Y1, Y1, Y1
+	VXORPS    Y2, Y2, Y2
+	XORQ      BX, BX
+
+first0:
+	VMOVUPS  (AX)(BX*1), Y3
+	VMULPS   Y0, Y3, Y4
+	VROUNDPS $0x00, Y4, Y4
+	VMAXPS   (SP), Y4, Y4
+	VMINPS   32(SP), Y4, Y4
+	VMOVUPS  Y4, (DX)(BX*1)
+	VMULPS   (CX)(BX*1), Y3, Y3
+	VMOVUPS  Y3, (DI)(BX*1)
+	VMULPS   Y4, Y3, Y3
+	VADDPS   Y3, Y1, Y1
+	VMULPS   (CX)(BX*1), Y4, Y3
+	VMULPS   Y4, Y3, Y3
+	VADDPS   Y3, Y2, Y2
+	VMOVUPS  32(AX)(BX*1), Y3
+	VMULPS   Y0, Y3, Y4
+	VROUNDPS $0x00, Y4, Y4
+	VMAXPS   (SP), Y4, Y4
+	VMINPS   32(SP), Y4, Y4
+	VMOVUPS  Y4, 32(DX)(BX*1)
+	VMULPS   32(CX)(BX*1), Y3, Y3
+	VMOVUPS  Y3, 32(DI)(BX*1)
+	VMULPS   Y4, Y3, Y3
+	VADDPS   Y3, Y1, Y1
+	VMULPS   32(CX)(BX*1), Y4, Y3
+	VMULPS   Y4, Y3, Y3
+	VADDPS   Y3, Y2, Y2
+	ADDQ     $0x00000040, BX
+	CMPQ     BX, SI
+	JL       first0
+	LEAQ     512(AX), R8
+	VXORPS   Y3, Y3, Y3
+	VXORPS   Y0, Y0, Y0
+	XORQ     BX, BX
+
+peak1:
+	VMOVUPS   (R8)(BX*1), Y4
+	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y5
+	VCMPPS    $0x1e, Y3, Y5, Y6
+	VBLENDVPS Y6, Y4, Y0, Y0
+	VMAXPS    Y5, Y3, Y3
+	VMOVUPS   32(R8)(BX*1), Y4
+	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y5
+	VCMPPS    $0x1e, Y3, Y5, Y6
+	VBLENDVPS Y6, Y4, Y0, Y0
+	VMAXPS    Y5, Y3, Y3
+	ADDQ      $0x00000040, BX
+	CMPQ      BX, SI
+	JL        peak1
+	VCMPPS    $0x1d, lanes_26901d7d<>+0(SB), Y3, Y3
+	VMOVUPS   Y3, 160(SP)
+	VMOVUPS   (SP), Y3
+	VDIVPS    Y0, Y3, Y0
+	VXORPS    Y3, Y3, Y3
+	VXORPS    Y4, Y4, Y4
+	XORQ      BX, BX
+
+first1:
+	VMOVUPS  512(AX)(BX*1), Y5
+	VMULPS   Y0, Y5, Y6
+	VROUNDPS $0x00, Y6, Y6
+	VMAXPS   (SP), Y6, Y6
+	VMINPS   32(SP), Y6, Y6
+	VMOVUPS  Y6, 512(DX)(BX*1)
+	VMULPS   512(CX)(BX*1), Y5, Y5
+	VMOVUPS  Y5, 512(DI)(BX*1)
+	VMULPS   Y6, Y5, Y5
+	VADDPS   Y5, Y3, Y3
+	VMULPS   512(CX)(BX*1), Y6, Y5
+	VMULPS   Y6, Y5, Y5
+	VADDPS   Y5, Y4, Y4
+	VMOVUPS  544(AX)(BX*1), Y5
+	VMULPS   Y0, Y5, Y6
+	VROUNDPS $0x00, Y6, Y6
+	VMAXPS   (SP), Y6, Y6
+	VMINPS   32(SP), Y6, Y6
+	VMOVUPS  Y6, 544(DX)(BX*1)
+	VMULPS   544(CX)(BX*1), Y5, Y5
+	VMOVUPS  Y5, 544(DI)(BX*1)
+	VMULPS   Y6, Y5, Y5
+	VADDPS   Y5, Y3, Y3
+	VMULPS   544(CX)(BX*1), Y6, Y5
+	VMULPS   Y6, Y5, Y5
+	VADDPS   Y5, Y4, Y4
+	ADDQ     $0x00000040, BX
+	CMPQ     BX, SI
+	JL       first1
+	MOVQ     $0x00000005, R8
+
+round:
+	VXORPS Y0, Y0, Y0
+	XORQ   BX, BX
+
+row:
+	VMOVUPS   (DX)(BX*1), Y5
+	VMULPS    (DI)(BX*1), Y5, Y10
+	VSUBPS    Y10, Y1, Y6
+	VMULPS    (CX)(BX*1), Y5, Y10
+	VMULPS    Y5, Y10, Y10
+	VSUBPS    Y10, Y2, Y7
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y6, Y9
+	VMULPS    (AX)(BX*1), Y7, Y8
+	VDIVPS    Y6, Y8, Y8
+	VADDPS    lanes_4b400000<>+0(SB), Y8, Y8
+	VPAND     lanes_7fffff<>+0(SB), Y8, Y8
+	VPSUBD    lanes_400000<>+0(SB), Y8, Y8
+	VPMAXSD   64(SP), Y8, Y8
+	VPMINSD   96(SP), Y8, Y8
+	VCVTDQ2PS Y8, Y8
+	VCMPPS    $0x04, Y5, Y8, Y10
+	VANDPS    Y10, Y9, Y9
+	VMULPS    (DI)(BX*1), Y8, Y10
+	VADDPS    Y10, Y6, Y6
+	VMULPS    (CX)(BX*1), Y8, Y10
+	VMULPS    Y8, Y10, Y10
+	VADDPS    Y10, Y7, Y7
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y7, Y10
+	VANDPS    Y10, Y9, Y9
+	VMULPS    Y6, Y6, Y11
+	VMULPS    Y2, Y11, Y11
+	VMULPS    Y1, Y1, Y10
+	VMULPS    Y7, Y10, Y10
+	VCMPPS    $0x1e, Y10, Y11, Y11
+	VANDPS    Y11, Y9, Y9
+	VORPS     Y9, Y0, Y0
+	VBLENDVPS Y9, Y6, Y1, Y1
+	VBLENDVPS Y9, Y7, Y2, Y2
+	VBLENDVPS Y9, Y8, Y5, Y5
+	VMOVUPS   Y5, (DX)(BX*1)
+	VMOVUPS   512(DX)(BX*1), Y5
+	VMULPS    512(DI)(BX*1), Y5, Y10
+	VSUBPS    Y10, Y3, Y6
+	VMULPS    512(CX)(BX*1), Y5, Y10
+	VMULPS    Y5, Y10, Y10
+	VSUBPS    Y10, Y4, Y7
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y6, Y9
+	VMULPS    512(AX)(BX*1), Y7, Y8
+	VDIVPS    Y6, Y8, Y8
+	VADDPS    lanes_4b400000<>+0(SB), Y8, Y8
+	VPAND     lanes_7fffff<>+0(SB), Y8, Y8
+	VPSUBD    lanes_400000<>+0(SB), Y8, Y8
+	VPMAXSD   64(SP), Y8, Y8
+	VPMINSD   96(SP), Y8, Y8
+	VCVTDQ2PS Y8, Y8
+	VCMPPS    $0x04, Y5, Y8, Y10
+	VANDPS    Y10, Y9, Y9
+	VMULPS    512(DI)(BX*1), Y8, Y10
+	VADDPS    Y10, Y6, Y6
+	VMULPS    512(CX)(BX*1), Y8, Y10
+	VMULPS    Y8, Y10, Y10
+	VADDPS    Y10, Y7, Y7
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y7, Y10
+	VANDPS    Y10, Y9, Y9
+	VMULPS    Y6, Y6, Y11
+	VMULPS    Y4, Y11, Y11
+	VMULPS    Y3, Y3, Y10
+	VMULPS    Y7, Y10, Y10
+	VCMPPS    $0x1e, Y10, Y11, Y11
+	VANDPS    Y11, Y9, Y9
+	VORPS     Y9, Y0, Y0
+	VBLENDVPS Y9, Y6, Y3, Y3
+	VBLENDVPS Y9, Y7, Y4, Y4
+	VBLENDVPS Y9, Y8, Y5, Y5
+	VMOVUPS   Y5, 512(DX)(BX*1)
+	ADDQ      $0x00000020, BX
+	CMPQ      BX, SI
+	JL        row
+	VMOVMSKPS Y0, BX
+	TESTL     BX, BX
+	JZ        done
+	DECQ      R8
+	JNZ       round
+
+done:
+	MOVQ    scales+32(FP), AX
+	VCMPPS  $0x1e, lanes_0<>+0(SB), Y2, Y0
+	VDIVPS  Y2, Y1, Y1
+	VANDPS  Y0, Y1, Y1
+	VANDPS  128(SP), Y1, Y1
+	VMOVUPS Y1, (AX)
+	VMOVUPS 128(SP), Y0
+	XORQ    BX, BX
+
+raise0:
+	VMOVUPS (DX)(BX*1), Y1
+	VSUBPS  (SP), Y1, Y1
+	VANDPS  Y0, Y1, Y1
+	VMOVUPS Y1, (DX)(BX*1)
+	VMOVUPS 32(DX)(BX*1), Y1
+	VSUBPS  (SP), Y1, Y1
+	VANDPS  Y0, Y1, Y1
+	VMOVUPS Y1, 32(DX)(BX*1)
+	ADDQ    $0x00000040, BX
+	CMPQ    BX, SI
+	JL      raise0
+	VCMPPS  $0x1e, lanes_0<>+0(SB), Y4, Y0
+	VDIVPS  Y4, Y3, Y3
+	VANDPS  Y0, Y3, Y3
+	VANDPS  160(SP), Y3, Y3
+	VMOVUPS Y3, 32(AX)
+	VMOVUPS 160(SP), Y0
+	XORQ    BX, BX
+
+raise1:
+	VMOVUPS 512(DX)(BX*1), Y1
+	VSUBPS  (SP), Y1, Y1
+	VANDPS  Y0, Y1, Y1
+	VMOVUPS Y1, 512(DX)(BX*1)
+	VMOVUPS 544(DX)(BX*1), Y1
+	VSUBPS  (SP), Y1, Y1
+	VANDPS  Y0, Y1, Y1
+	VMOVUPS Y1, 544(DX)(BX*1)
+	ADDQ    $0x00000040, BX
+	CMPQ    BX, SI
+	JL      raise1
+	VZEROUPPER
+	RET
+
+DATA lanes_4b400000<>+0(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+4(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+8(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+12(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+16(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+20(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+24(SB)/4, $0x4b400000
+DATA lanes_4b400000<>+28(SB)/4, $0x4b400000
+GLOBL lanes_4b400000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_7fffff<>+0(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+4(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+8(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+12(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+16(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+20(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+24(SB)/4, $0x007fffff
+DATA lanes_7fffff<>+28(SB)/4, $0x007fffff
+GLOBL lanes_7fffff<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_400000<>+0(SB)/4, $0x00400000
+DATA lanes_400000<>+4(SB)/4, $0x00400000
+DATA lanes_400000<>+8(SB)/4, $0x00400000
+DATA lanes_400000<>+12(SB)/4, $0x00400000
+DATA lanes_400000<>+16(SB)/4, $0x00400000
+DATA lanes_400000<>+20(SB)/4, $0x00400000
+DATA lanes_400000<>+24(SB)/4, $0x00400000
+DATA lanes_400000<>+28(SB)/4, $0x00400000
+GLOBL lanes_400000<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearSecond<>+0(SB)/4, $0xc2640000
+DATA nonLinearSecond<>+4(SB)/4, $0x42360000
+DATA nonLinearSecond<>+8(SB)/4, $0xc2640000
+DATA nonLinearSecond<>+12(SB)/4, $0x42360000
+DATA nonLinearSecond<>+16(SB)/4, $0xc2640000
+DATA nonLinearSecond<>+20(SB)/4, $0x42360000
+DATA nonLinearSecond<>+24(SB)/4, $0xc2640000
+DATA nonLinearSecond<>+28(SB)/4, $0x42360000
+GLOBL nonLinearSecond<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearThird<>+0(SB)/4, $0xc2bb0000
+DATA nonLinearThird<>+4(SB)/4, $0xc1e40000
+DATA nonLinearThird<>+8(SB)/4, $0x41980000
+DATA nonLinearThird<>+12(SB)/4, $0x429e0000
+DATA nonLinearThird<>+16(SB)/4, $0xc2bb0000
+DATA nonLinearThird<>+20(SB)/4, $0xc1e40000
+DATA nonLinearThird<>+24(SB)/4, $0x41980000
+DATA nonLinearThird<>+28(SB)/4, $0x429e0000
+GLOBL nonLinearThird<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearFourth<>+0(SB)/4, $0xc2e70000
+DATA nonLinearFourth<>+4(SB)/4, $0xc2940000
+DATA nonLinearFourth<>+8(SB)/4, $0xc2280000
+DATA nonLinearFourth<>+12(SB)/4, $0xc1800000
+DATA nonLinearFourth<>+16(SB)/4, $0x40e00000
+DATA nonLinearFourth<>+20(SB)/4, $0x41fc0000
+DATA nonLinearFourth<>+24(SB)/4, $0x42740000
+DATA nonLinearFourth<>+28(SB)/4, $0x42ca0000
+GLOBL nonLinearFourth<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearEven<>+0(SB)/4, $0xc2fe0000
+DATA nonLinearEven<>+4(SB)/4, $0xc2a60000
+DATA nonLinearEven<>+8(SB)/4, $0xc2440000
+DATA nonLinearEven<>+12(SB)/4, $0xc1b00000
+DATA nonLinearEven<>+16(SB)/4, $0x3f800000
+DATA nonLinearEven<>+20(SB)/4, $0x41c80000
+DATA nonLinearEven<>+24(SB)/4, $0x42540000
+DATA nonLinearEven<>+28(SB)/4, $0x42b20000
+GLOBL nonLinearEven<>(SB), RODATA|NOPTR, $32
+
+DATA nonLinearOdd<>+0(SB)/4, $0xc2d00000
+DATA nonLinearOdd<>+4(SB)/4, $0xc2820000
+DATA nonLinearOdd<>+8(SB)/4, $0xc20c0000
+DATA nonLinearOdd<>+12(SB)/4, $0xc1200000
+DATA nonLinearOdd<>+16(SB)/4, $0x41500000
+DATA nonLinearOdd<>+20(SB)/4, $0x42180000
+DATA nonLinearOdd<>+24(SB)/4, $0x428a0000
+DATA nonLinearOdd<>+28(SB)/4, $0x42e20000
+GLOBL nonLinearOdd<>(SB), RODATA|NOPTR, $32
+
+// func nonLinearAVX2(x *float32, w *float32, rows int, tries *float32, scales *float32)
+// Requires: AVX, AVX2
+TEXT ·nonLinearAVX2(SB), $64-40
+	MOVQ   x+0(FP), AX
+	MOVQ   w+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   DX, BX
+	SHLQ   $0x05, BX
+	MOVQ   tries+24(FP), SI
+	VXORPS Y1, Y1, Y1
+	VXORPS Y0, Y0, Y0
+	XORQ   DX, DX
+
+peak:
+	VMOVUPS   (AX)(DX*1), Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y3
+	VCMPPS    $0x1e, Y1, Y3, Y4
+	VBLENDVPS Y4, Y2, Y0, Y0
+	VMAXPS    Y3, Y1, Y1
+	VMOVUPS   32(AX)(DX*1), Y2
+	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y3
+	VCMPPS    $0x1e, Y1, Y3, Y4
+	VBLENDVPS Y4, Y2, Y0, Y0
+	VMAXPS    Y3, Y1, Y1
+	ADDQ      $0x00000040, DX
+	CMPQ      DX, BX
+	JL        peak
+	VCMPPS    $0x1d, lanes_26901d7d<>+0(SB), Y1, Y1
+	VMOVUPS   Y0, (SP)
+	VMOVUPS   Y1, 32(SP)
+	VXORPS    lanes_80000000<>+0(SB), Y0, Y2
+	VDIVPS    lanes_c2fe0000<>+0(SB), Y2, Y2
+	VMOVUPS   lanes_3f800000<>+0(SB), Y0
+	VDIVPS    Y2, Y0, Y0
+	VXORPS    Y3, Y3, Y3
+	VXORPS    Y2, Y2, Y2
+	XORQ      DX, DX
+
+first:
+	VMOVUPS   (AX)(DX*1), Y1
+	VMULPS    Y1, Y0, Y4
+	VCMPPS    $0x1d, lanes_c0900000<>+0(SB), Y4, Y5
+	VPSRLD    $0x1f, Y5, Y5
+	VPERMPS   nonLinearSecond<>+0(SB), Y5, Y6
+	VCMPPS    $0x1d, Y6, Y4, Y6
+	VPADDD    Y5, Y5, Y5
+	VPSUBD    Y6, Y5, Y5
+	VPERMPS   nonLinearThird<>+0(SB), Y5, Y6
+	VCMPPS    $0x1d, Y6, Y4, Y6
+	VPADDD    Y5, Y5, Y5
+	VPSUBD    Y6, Y5, Y5
+	VPERMPS   nonLinearFourth<>+0(SB), Y5, Y6
+	VCMPPS    $0x1d, Y6, Y4, Y6
+	VPERMPS   nonLinearEven<>+0(SB), Y5, Y7
+	VPERMPS   nonLinearOdd<>+0(SB), Y5, Y5
+	VBLENDVPS Y6, Y5, Y7, Y7
+	VMULPS    (CX)(DX*1), Y7, Y4
+	VMULPS    Y4, Y1, Y1
+	VADDPS    Y1, Y3, Y3
+	VMULPS    Y4, Y7, Y7
+	VADDPS    Y7, Y2, Y2
+	VMOVUPS   32(AX)(DX*1), Y1
+	VMULPS    Y1, Y0, Y4
+	VCMPPS    $0x1d, lanes_c0900000<>+0(SB), Y4, Y5
+	VPSRLD    $0x1f, Y5, Y5
+	VPERMPS   nonLinearSecond<>+0(SB), Y5, Y6
+	VCMPPS    $0x1d, Y6, Y4, Y6
+	VPADDD    Y5, Y5, Y5
+	VPSUBD    Y6, Y5, Y5
+	VPERMPS   nonLinearThird<>+0(SB), Y5, Y6
+	VCMPPS    $0x1d, Y6, Y4, Y6
+	VPADDD    Y5, Y5, Y5
+	VPSUBD    Y6, Y5, Y5
+	VPERMPS   nonLinearFourth<>+0(SB), Y5, Y6
+	VCMPPS    $0x1d, Y6, Y4, Y6
+	VPERMPS   nonLinearEven<>+0(SB), Y5, Y7
+	VPERMPS   nonLinearOdd<>+0(SB), Y5, Y5
+	VBLENDVPS Y6, Y5, Y7, Y7
+	VMULPS    32(CX)(DX*1), Y7, Y4
+	VMULPS    Y4, Y1, Y1
+	VADDPS    Y1, Y3, Y3
+	VMULPS    Y4, Y7, Y7
+	VADDPS    Y7, Y2, Y2
+	ADDQ      $0x00000040, DX
+	CMPQ      DX, BX
+	JL        first
+	VDIVPS    Y2, Y3, Y1
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y2, Y2
+	VANDPS    Y2, Y1, Y1
+	VMULPS    Y3, Y1, Y2
+	MOVQ      $0x0000000f, DI
+
+candidate:
+	VBROADCASTSS (SI), Y0
+	VDIVPS       (SP), Y0, Y0
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	XORQ         DX, DX
+
+sums:
+	VMOVUPS   (AX)(DX*1), Y5
+	VMULPS    Y5, Y0, Y6
+	VCMPPS    $0x1d, lanes_c0900000<>+0(SB), Y6, Y7
+	VPSRLD    $0x1f, Y7, Y7
+	VPERMPS   nonLinearSecond<>+0(SB), Y7, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y7, Y7, Y7
+	VPSUBD    Y8, Y7, Y7
+	VPERMPS   nonLinearThird<>+0(SB), Y7, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y7, Y7, Y7
+	VPSUBD    Y8, Y7, Y7
+	VPERMPS   nonLinearFourth<>+0(SB), Y7, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPERMPS   nonLinearEven<>+0(SB), Y7, Y9
+	VPERMPS   nonLinearOdd<>+0(SB), Y7, Y7
+	VBLENDVPS Y8, Y7, Y9, Y9
+	VMULPS    (CX)(DX*1), Y9, Y6
+	VMULPS    Y6, Y5, Y5
+	VADDPS    Y5, Y3, Y3
+	VMULPS    Y6, Y9, Y9
+	VADDPS    Y9, Y4, Y4
+	VMOVUPS   32(AX)(DX*1), Y5
+	VMULPS    Y5, Y0, Y6
+	VCMPPS    $0x1d, lanes_c0900000<>+0(SB), Y6, Y7
+	VPSRLD    $0x1f, Y7, Y7
+	VPERMPS   nonLinearSecond<>+0(SB), Y7, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y7, Y7, Y7
+	VPSUBD    Y8, Y7, Y7
+	VPERMPS   nonLinearThird<>+0(SB), Y7, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPADDD    Y7, Y7, Y7
+	VPSUBD    Y8, Y7, Y7
+	VPERMPS   nonLinearFourth<>+0(SB), Y7, Y8
+	VCMPPS    $0x1d, Y8, Y6, Y8
+	VPERMPS   nonLinearEven<>+0(SB), Y7, Y9
+	VPERMPS   nonLinearOdd<>+0(SB), Y7, Y7
+	VBLENDVPS Y8, Y7, Y9, Y9
+	VMULPS    32(CX)(DX*1), Y9, Y6
+	VMULPS    Y6, Y5, Y5
+	VADDPS    Y5, Y3, Y3
+	VMULPS    Y6, Y9, Y9
+	VADDPS    Y9, Y4, Y4
+	ADDQ      $0x00000040, DX
+	CMPQ      DX, BX
+	JL        sums
+	VMULPS    Y3, Y3, Y0
+	VMULPS    Y4, Y2, Y5
+	VCMPPS    $0x1e, Y5, Y0, Y0
+	VCMPPS    $0x1e, lanes_0<>+0(SB), Y4, Y5
+	VANDPS    Y5, Y0, Y0
+	VDIVPS    Y4, Y3, Y4
+	VBLENDVPS Y0, Y4, Y1, Y1
+	VMULPS    Y4, Y3, Y3
+	VBLENDVPS Y0, Y3, Y2, Y2
+	ADDQ      $0x04, SI
+	DECQ      DI
+	JNZ       candidate
+	VANDPS    32(SP), Y1, Y1
+	MOVQ      scales+32(FP), AX
+	VMOVUPS   Y1, (AX)
+	VZEROUPPER
+	RET
+
+DATA lanes_c2fe0000<>+0(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+4(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+8(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+12(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+16(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+20(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+24(SB)/4, $0xc2fe0000
+DATA lanes_c2fe0000<>+28(SB)/4, $0xc2fe0000
+GLOBL lanes_c2fe0000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_c0900000<>+0(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+4(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+8(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+12(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+16(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+20(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+24(SB)/4, $0xc0900000
+DATA lanes_c0900000<>+28(SB)/4, $0xc0900000
+GLOBL lanes_c0900000<>(SB), RODATA|NOPTR, $32
+
+DATA unpackOrder<>+0(SB)/4, $0x00000000
+DATA unpackOrder<>+4(SB)/4, $0x00000004
+DATA unpackOrder<>+8(SB)/4, $0x00000001
+DATA unpackOrder<>+12(SB)/4, $0x00000005
+DATA unpackOrder<>+16(SB)/4, $0x00000002
+DATA unpackOrder<>+20(SB)/4, $0x00000006
+DATA unpackOrder<>+24(SB)/4, $0x00000003
+DATA unpackOrder<>+28(SB)/4, $0x00000007
+GLOBL unpackOrder<>(SB), RODATA|NOPTR, $32
+
+// func quantizeAVX2(codes *byte, x *float32, steps *float32, offsets *float32, low int32, high int32)
+// Requires: AVX, AVX2
+TEXT ·quantizeAVX2(SB), NOSPLIT, $0-40
+	MOVQ         codes+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         steps+16(FP), DX
+	MOVQ         offsets+24(FP), BX
+	VBROADCASTSS low+32(FP), Y0
+	VBROADCASTSS high+36(FP), Y1
+	MOVQ         $0x00000008, SI
+
+next:
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS (BX), Y3
+	VADDPS       (CX), Y3, Y4
+	VDIVPS       Y2, Y4, Y4
+	VADDPS       lanes_4b400000<>+0(SB), Y4, Y4
+	VPAND        lanes_7fffff<>+0(SB), Y4, Y4
+	VPSUBD       lanes_400000<>+0(SB), Y4, Y4
+	VPMINSD      Y1, Y4, Y4
+	VPMAXSD      Y0, Y4, Y4
+	VPSUBD       Y0, Y4, Y4
+	VADDPS       32(CX), Y3, Y5
+	VDIVPS       Y2, Y5, Y5
+	VADDPS       lanes_4b400000<>+0(SB), Y5, Y5
+	VPAND        lanes_7fffff<>+0(SB), Y5, Y5
+	VPSUBD       lanes_400000<>+0(SB), Y5, Y5
+	VPMINSD      Y1, Y5, Y5
+	VPMAXSD      Y0, Y5, Y5
+	VPSUBD       Y0, Y5, Y5
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 4(BX), Y3
+	VADDPS       64(CX), Y3, Y6
+	VDIVPS       Y2, Y6, Y6
+	VADDPS       lanes_4b400000<>+0(SB), Y6, Y6
+	VPAND        lanes_7fffff<>+0(SB), Y6, Y6
+	VPSUBD       lanes_400000<>+0(SB), Y6, Y6
+	VPMINSD      Y1, Y6, Y6
+	VPMAXSD      Y0, Y6, Y6
+	VPSUBD       Y0, Y6, Y6
+	VADDPS       96(CX), Y3, Y3
+	VDIVPS       Y2, Y3, Y3
+	VADDPS       lanes_4b400000<>+0(SB), Y3, Y3
+	VPAND        lanes_7fffff<>+0(SB), Y3, Y3
+	VPSUBD       lanes_400000<>+0(SB), Y3, Y3
+	VPMINSD      Y1, Y3, Y3
+	VPMAXSD      Y0, Y3, Y3
+	VPSUBD       Y0, Y3, Y3
+	VPACKSSDW    Y5, Y4, Y4
+	VPACKSSDW    Y3, Y6, Y6
+	VPACKUSWB    Y6, Y4, Y4
+	VMOVDQU      unpackOrder<>+0(SB), Y2
+	VPERMD       Y4, Y2, Y4
+	VMOVDQU      Y4, (AX)
+	ADDQ         $0x20, AX
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x08, DX
+	ADDQ         $0x08, BX
+	DECQ         SI
+	JNZ          next
+	VZEROUPPER
+	RET

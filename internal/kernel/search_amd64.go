@@ -1,17 +1,133 @@
-//go:build amd64 && !noasm
+//go:build !noasm
 
 package kernel
 
-func transpose(dst *Lanes, src *[256]float32, size int) { transposeGo(dst, src, size) }
-func squares(sums *PerGroup, g *Groups)                 { squaresGo(sums, g) }
-func weightSums(sums *PerGroup, g *Groups)              { weightSumsGo(sums, g) }
-func weighSquares(g *Groups)                            { weighSquaresGo(g) }
-func weighMagnitudes(g *Groups, offsets *PerGroup)      { weighMagnitudesGo(g, offsets) }
-func weighImportance(g *Groups, spreads *PerGroup)      { weighImportanceGo(g, spreads) }
-func affine(g *Groups, a *Affine, fit *AffineFit)       { affineGo(g, a, fit) }
-func symmetric(g *Groups, fit *SymmetricFit)            { symmetricGo(g, fit) }
-func descend(g *Groups, fit *SymmetricFit)              { descendGo(g, fit) }
-func nonLinear(g *Groups, scales *PerGroup)             { nonLinearGo(g, scales) }
+// set is where the values of set s begin, in groups of size.
+func set(l *Lanes, s, size int) *float32 { return &l[8*size*s] }
+
+func transpose(dst *Lanes, src *[256]float32, size int) {
+	if active < avx2 {
+		transposeGo(dst, src, size)
+		return
+	}
+	transposeAVX2(&dst[0], &src[0], size)
+}
+
+func squares(sums *PerGroup, g *Groups) {
+	if active < avx2 {
+		squaresGo(sums, g)
+		return
+	}
+	for s := range g.Count() / 8 {
+		squaresAVX2(&sums[8*s], set(&g.Values, s, g.size), g.size)
+	}
+}
+
+func weightSums(sums *PerGroup, g *Groups) {
+	if active < avx2 {
+		weightSumsGo(sums, g)
+		return
+	}
+	for s := range g.Count() / 8 {
+		sumsAVX2(&sums[8*s], set(&g.Weights, s, g.size), g.size)
+	}
+}
+
+func weighSquares(g *Groups) {
+	if active < avx2 {
+		weighSquaresGo(g)
+		return
+	}
+	weighSquaresAVX2(&g.Weights[0], &g.Values[0], &g.Values[0], 32)
+}
+
+func weighMagnitudes(g *Groups, offsets *PerGroup) {
+	if active < avx2 {
+		weighMagnitudesGo(g, offsets)
+		return
+	}
+	for s := range g.Count() / 8 {
+		weighMagnitudesAVX2(set(&g.Weights, s, g.size), set(&g.Values, s, g.size), &offsets[8*s], g.size)
+	}
+}
+
+func weighImportance(g *Groups, spreads *PerGroup) {
+	if active < avx2 {
+		weighImportanceGo(g, spreads)
+		return
+	}
+	for s := range g.Count() / 8 {
+		weighImportanceAVX2(set(&g.Weights, s, g.size), set(&g.Values, s, g.size), &spreads[8*s], g.size)
+	}
+}
+
+func affine(g *Groups, a *Affine, fit *AffineFit) {
+	if active < avx2 {
+		affineGo(g, a, fit)
+		return
+	}
+	for s := range g.Count() / 8 {
+		if !a.searchSet(set(&g.Values, s, g.size), set(&g.Weights, s, g.size), g.size, &fit.Scales[8*s]) {
+			affineGo(g, a, fit)
+			return
+		}
+	}
+}
+
+// searchSet reports whether the assembly could do it.
+func (a *Affine) searchSet(x, w *float32, size int, scales *float32) bool {
+	n := len(a.numerators)
+	if a.absolute {
+		return affineAbsoluteAVX2(x, w, &a.numerators[0], n, size, a.top, scales)
+	}
+	return affineSquareAVX2(x, w, &a.numerators[0], n, size, a.top, scales)
+}
+
+func symmetric(g *Groups, fit *SymmetricFit) {
+	if active < avx2 {
+		symmetricGo(g, fit)
+		return
+	}
+	for s := range g.Count() / 8 {
+		symmetricAVX2(set(&g.Values, s, g.size), set(&g.Weights, s, g.size), g.size, float32(fit.levels), &shifts[0], &fit.Scales[8*s])
+	}
+}
+
+func descend(g *Groups, fit *SymmetricFit) {
+	if active < avx2 || g.size != 16 {
+		descendGo(g, fit)
+		return
+	}
+	weighSquares(g)
+	descendAVX2(&g.Values[0], &g.Weights[0], &fit.codes[0], float32(fit.levels), &fit.Scales[0])
+}
+
+func nonLinear(g *Groups, scales *PerGroup) {
+	if active < avx2 {
+		nonLinearGo(g, scales)
+		return
+	}
+	for s := range g.Count() / 8 {
+		nonLinearAVX2(set(&g.Values, s, g.size), set(&g.Weights, s, g.size), g.size, &nonLinearTries[0], &scales[8*s])
+	}
+}
+
 func quantize(codes *[256]byte, x *[256]float32, size int, steps, offsets *PerGroup, low, high int32) {
-	quantizeGo(codes, x, size, steps, offsets, low, high)
+	if active < avx2 {
+		quantizeGo(codes, x, size, steps, offsets, low, high)
+		return
+	}
+	if size == 32 {
+		steps, offsets = steps.twice(), offsets.twice()
+	}
+	quantizeAVX2(&codes[0], &x[0], &steps[0], &offsets[0], low, high)
+}
+
+// twice repeats each of the first eight numbers.
+func (p *PerGroup) twice() *PerGroup {
+	var d PerGroup
+	for j := range d {
+		d[j] = p[j/2]
+	}
+	return &d
 }

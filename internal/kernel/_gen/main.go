@@ -15,6 +15,7 @@ func main() {
 	converters()
 	addPanels(4)
 	addPanels(1)
+	searches()
 	Generate()
 }
 
