@@ -147,9 +147,14 @@ func TestBlockTypesRefuseNonFinite(t *testing.T) {
 			}
 			x := make([]float32, 2*d.BlockLen())
 			x[d.BlockLen()+3] = bad
-			f := finding.Of(c.Encode(make([]byte, 2*d.BlockBytes()), x))
-			if f == nil || f.Code != "quant.nonfinite_value" {
-				t.Errorf("%s: %v gives %v", d, bad, f)
+			for _, importance := range [][]float32{nil, make([]float32, len(x))} {
+				if importance == nil && c.NeedsImportance() {
+					continue
+				}
+				f := finding.Of(c.EncodeRows(make([]byte, 2*d.BlockBytes()), x, len(x), importance))
+				if f == nil || f.Code != "quant.nonfinite_value" {
+					t.Errorf("%s: %v gives %v", d, bad, f)
+				}
 			}
 		}
 	}
@@ -201,7 +206,7 @@ func TestNoCodec(t *testing.T) {
 			t.Errorf("type %s has a codec", d)
 		}
 	}
-	if f := finding.Of(mustOf(t, tensor.IQ2_XXS).Encode(make([]byte, 66), make([]float32, 256))); f == nil || f.Code != "quant.no_encoder" {
+	if f := finding.Of(mustOf(t, tensor.IQ2_XXS).Encode(make([]byte, 66), make([]float32, 256))); f == nil || f.Code != "quant.needs_importance" {
 		t.Errorf("IQ2_XXS: %v", f)
 	}
 }
