@@ -33,6 +33,9 @@ func (q *Quantization) preview() bool { return q != nil && q.Preview }
 
 // quantize chooses types and order of the plan's tensors.
 func (p *planner) quantize(q *Quantization) error {
+	if q.Imatrix != nil {
+		p.plan.Findings = append(p.plan.Findings, q.Imatrix.Findings...)
+	}
 	var choices []recipe.Choice
 	var err error
 	switch m := p.base.(type) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -26,11 +27,12 @@ func mergeCommand(t *terminal) *cli.Command {
 		Description: "Writes a model of BASE's format whose weights are BASE plus the adapters. The output appears whole or not at all, " +
 			"and is checked from the written file: exactly on a sample of rows, and with ONNX Runtime where the library is installed.\n\n" +
 			"Exit status: 0 done, 1 the check of the output failed, 2 could not complete, 3 no target matched, 4 usage, 130 interrupted.",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			adapterFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`: a file, or a folder when BASE is one"},
 			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own)"},
 			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16"},
+			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M)"},
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: "`HOW` an updated tensor returns to a quantized type: rtn (decode, add, encode), refuse"},
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
@@ -42,7 +44,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
 			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
-		}, dialectFlags()...),
+		}, recipeFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runMerge(t, c) },
 	}
 }
@@ -54,6 +56,8 @@ type mergeDocument struct {
 	Format        string            `json:"format"`
 	Bytes         int64             `json:"bytes"`
 	Pairs         []merge.Pair      `json:"pairs"`
+	Recipe        string            `json:"recipe,omitempty"`
+	Tensors       []merge.Stored    `json:"tensors,omitempty"` // with a recipe
 	Modules       []merge.Stats     `json:"modules"`
 	Retention     *verify.Retention `json:"retention,omitempty"`
 	Check         *verify.Report    `json:"check,omitempty"`
@@ -80,6 +84,9 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 		return a, usagef("merge needs an output (-o PATH)")
 	}
 	if a.options.DType, err = parseDType(c.String("dtype")); err != nil {
+		return a, err
+	}
+	if a.options.Quantize, err = mergeQuantization(c); err != nil {
 		return a, err
 	}
 	switch r := c.String("requant"); r {
@@ -109,6 +116,23 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	}
 	a.format = c.String("to")
 	return a, nil
+}
+
+// mergeQuantization reads --quantize and the flags beside it; nil without a recipe.
+func mergeQuantization(c *cli.Context) (*merge.Quantization, error) {
+	name := c.String("quantize")
+	if name != "" {
+		if !strings.EqualFold(c.String("dtype"), "keep") {
+			return nil, usagef("--quantize and --dtype both choose types: give one of them")
+		}
+		return readQuantization(c, name)
+	}
+	for _, f := range recipeFlags() {
+		if c.IsSet(f.Names()[0]) {
+			return nil, usagef("--%s goes with --quantize RECIPE", f.Names()[0])
+		}
+	}
+	return nil, nil
 }
 
 func runMerge(t *terminal, c *cli.Context) error {
@@ -180,6 +204,7 @@ type merging struct {
 	inputs []merge.Input
 	plan   *merge.Plan
 	stats  []merge.Stats
+	stored []merge.Stored
 	bytes  int64
 }
 
@@ -207,28 +232,10 @@ func (m *merging) write(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	w, err := layout.Create(m.args.output, l, force)
-	if err != nil {
-		return err
-	}
-	defer w.Abort()
-	for _, f := range l.Files {
-		m.bytes += f.Size
-	}
-	var total int64
-	for _, it := range l.Items {
-		total += it.Size
-	}
-	add, done := m.t.bar("merging", "", total)
-	m.stats, err = merge.Run(ctx, m.plan, l, w, merge.RunOptions{Jobs: m.t.jobs, MaxMemory: m.t.maxMemory, Progress: add})
-	if err == nil {
-		err = w.WriteSpans(ctx)
-	}
-	done()
-	if err != nil {
-		return err
-	}
-	return w.Commit()
+	w := writing{t: m.t, label: "merging", plan: m.plan, layout: l, output: m.args.output, force: force}
+	err = w.run(ctx)
+	m.args.output, m.stats, m.stored, m.bytes = w.output, w.stats, w.stored, w.bytes
+	return err
 }
 
 // checkAndReport verifies the written file and prints what was done.
@@ -236,6 +243,9 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	doc := mergeDocument{
 		SchemaVersion: verify.SchemaVersion, Output: m.args.output, Format: m.base.Format(), Bytes: m.bytes,
 		Pairs: m.plan.Pairs, Modules: m.stats, Findings: append([]finding.Finding{}, m.plan.Findings...),
+	}
+	if q := m.args.options.Quantize; q != nil {
+		doc.Recipe, doc.Tensors = q.Recipe.Name(), m.stored
 	}
 	var names []string
 	var values []float64
@@ -292,6 +302,10 @@ func (m *merging) print(report *verify.Report) {
 		}
 	}
 	fmt.Fprintf(out, "%s: %d updates applied, %d replaced, of %d; %s written\n", m.args.output, applied, replaced, len(m.plan.Pairs), formatSize(m.bytes))
+	if m.args.options.Quantize != nil {
+		printStored(m.t, m.stored)
+		fmt.Fprintln(out)
+	}
 	w := table.NewWriter()
 	w.SetStyle(plainTable())
 	w.AppendHeader(table.Row{"stored as", "tensors", "retention min", "median", "update ratio", "changed"})

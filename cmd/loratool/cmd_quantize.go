@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/urfave/cli/v2"
@@ -115,9 +116,6 @@ func runQuantize(t *terminal, c *cli.Context) error {
 	defer base.Close()
 	plan, err := merge.NewPlan(base, nil, merge.Options{Quantize: q})
 	plan.Findings = append(append([]finding.Finding{}, base.Findings()...), plan.Findings...)
-	if q.Imatrix != nil {
-		plan.Findings = append(plan.Findings, q.Imatrix.Findings...)
-	}
 	if c.Bool("dry-run") {
 		plan.Pairs = []merge.Pair{}
 		return printPlan(t, plan, err)
@@ -164,17 +162,19 @@ func openWritable(path, what string) (formats.Writable, error) {
 func printStored(t *terminal, stored []merge.Stored) {
 	w := table.NewWriter()
 	w.SetStyle(plainTable())
-	w.AppendHeader(table.Row{"tensor", "from", "to", "size", "rel RMSE", "retention"})
+	merged := slices.ContainsFunc(stored, func(s merge.Stored) bool { return s.Retention != nil })
+	header := table.Row{"tensor", "from", "to", "size", "rel RMSE"}
+	if merged {
+		header = append(header, "retention")
+	}
+	w.AppendHeader(header)
 	total := map[string]*storedType{}
 	for _, s := range stored {
-		rmse, retention := "", ""
-		if s.RMSE > 0 {
-			rmse = fmt.Sprintf("%.2e", s.RMSE)
-		}
+		row := table.Row{finding.Escape(s.Tensor), s.SourceType, s.Type, formatSize(s.Bytes), formatError(s.RMSE)}
 		if s.Retention != nil {
-			retention = fmt.Sprintf("%.4f", *s.Retention)
+			row = append(row, fmt.Sprintf("%.4f", *s.Retention))
 		}
-		w.AppendRow(table.Row{finding.Escape(s.Tensor), s.SourceType, s.Type, formatSize(s.Bytes), rmse, retention})
+		w.AppendRow(row)
 		if total[s.Type] == nil {
 			total[s.Type] = &storedType{}
 		}
@@ -186,9 +186,17 @@ func printStored(t *terminal, stored []merge.Stored) {
 	w.AppendHeader(table.Row{"type", "tensors", "size", "largest rel RMSE"})
 	for _, name := range sortedKeys(total) {
 		x := total[name]
-		w.AppendRow(table.Row{name, x.tensors, formatSize(x.bytes), fmt.Sprintf("%.2e", x.rmse)})
+		w.AppendRow(table.Row{name, x.tensors, formatSize(x.bytes), formatError(x.rmse)})
 	}
 	fmt.Fprintf(t.text(), "\n%s\n", w.Render())
+}
+
+// formatError prints a relative error, and nothing where there is none.
+func formatError(e float64) string {
+	if e == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2e", e)
 }
 
 // A storedType sums the tensors of one type up.
