@@ -36,14 +36,14 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 			edit.Clones = append(edit.Clones, clone)
 		}
 		return m.Rewrite(specs, opt, edit)
-	case *gguf.Model:
+	case LlamaModel:
 		h := m.Header()
 		if q := p.quantization; q != nil {
 			q.header(&h)
 			if q.KeepSplit {
 				h.Shards = m.Shards()
 			}
-		} else if t, ok := p.fileType(); ok {
+		} else if t, ok := p.fileType(); ok && !p.typed {
 			if _, has := h.KVs.Get("general.file_type"); has {
 				h.KVs.Set("general.file_type", gguf.Of(t))
 			}

@@ -38,6 +38,9 @@ type Options struct {
 	// Invalid keeps each tensor's own type. GGUF vectors stay as they are, since llama.cpp needs them
 	// in float32.
 	DType tensor.DType
+	// TypeOf, where set, is the type of every tensor that no recipe chooses; it overrides DType, and the base's
+	// metadata fits it.
+	TypeOf func(tensor.Spec) tensor.DType
 	// Quantize, where set, chooses types and order; it overrides DType.
 	Quantize *Quantization
 	// RefuseRequant makes an update of a quantized tensor that keeps its type an error.
@@ -71,6 +74,7 @@ type Plan struct {
 	Findings []finding.Finding `json:"findings"`
 
 	clones []Clone // the last tensors of the plan are theirs
+	typed  bool    // types are Options.TypeOf's
 	untied bool    // the output stores embeddings apart that the base ties
 
 	quantization *Quantization // nil without one

@@ -7,7 +7,6 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
-	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -15,7 +14,7 @@ import (
 // NewPlan matches every update of the inputs with the base's tensors. All problems are collected in the
 // plan's Findings; when one of them is an error, the plan is returned with an error that is the first.
 func NewPlan(base Base, inputs []Input, opt Options) (*Plan, error) {
-	p := &planner{base: base, opt: opt, plan: &Plan{}, index: map[string]int{}}
+	p := &planner{base: base, opt: opt, plan: &Plan{typed: opt.TypeOf != nil}, index: map[string]int{}}
 	for _, t := range base.Tensors() {
 		p.index[t.Name] = len(p.plan.Tensors)
 		p.plan.Tensors = append(p.plan.Tensors, Output{
@@ -233,7 +232,7 @@ func (p *planner) bindOne(out *Output, b bound) error {
 
 // shiftedNorm reports whether a GGUF base stores a norm's scale with 1 added, as llama.cpp does for Gemma.
 func (p *planner) shiftedNorm(name string) bool {
-	m, ok := p.base.(*gguf.Model)
+	m, ok := p.base.(LlamaModel)
 	return ok && strings.HasPrefix(m.Arch(), "gemma") && strings.HasSuffix(name, "_norm.weight")
 }
 

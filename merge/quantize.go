@@ -39,7 +39,7 @@ func (p *planner) quantize(q *Quantization) error {
 	var choices []recipe.Choice
 	var err error
 	switch m := p.base.(type) {
-	case *gguf.Model:
+	case LlamaModel:
 		choices, err = p.byRecipe(m, q)
 	default:
 		choices, err = p.byType(q)
@@ -67,7 +67,7 @@ func (p *planner) quantize(q *Quantization) error {
 }
 
 // byRecipe applies the recipe to a GGUF model.
-func (p *planner) byRecipe(m *gguf.Model, q *Quantization) ([]recipe.Choice, error) {
+func (p *planner) byRecipe(m LlamaModel, q *Quantization) ([]recipe.Choice, error) {
 	model := &recipe.Model{Path: m.Path(), Arch: m.Arch()}
 	number := func(key string) int {
 		if v, ok := m.Get(m.Arch() + "." + key); ok {

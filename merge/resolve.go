@@ -22,7 +22,7 @@ func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
 			shapes[t.Name] = t.Shape
 		}
 		switch m := base.(type) {
-		case *gguf.Model:
+		case LlamaModel:
 			return ggufResolver(m, a, names)
 		case *onnx.Model:
 			return onnxResolver(m, a)
@@ -53,7 +53,7 @@ func translate(base Base, a *adapter.Adapter) (*adapter.Adapter, error) {
 	return gguflora.ToHF(a, arch, hp)
 }
 
-func ggufResolver(m *gguf.Model, a *adapter.Adapter, names []string) (naming.Resolver, error) {
+func ggufResolver(m LlamaModel, a *adapter.Adapter, names []string) (naming.Resolver, error) {
 	if t, _ := m.KVs().Text("general.type"); t == "adapter" {
 		return nil, finding.Errorf("base.is_adapter", m.Path(), "the base is itself an adapter").Expected("general.type = adapter", "a model")
 	}
@@ -72,8 +72,24 @@ func ggufResolver(m *gguf.Model, a *adapter.Adapter, names []string) (naming.Res
 	return r, nil
 }
 
+// A LlamaModel is a base in llama.cpp's terms: a GGUF file, or what can be written as one. It may know its
+// hyper-parameters (HyperParameters) better than its key-values tell them.
+type LlamaModel interface {
+	Base
+	Arch() string
+	KVs() gguf.KVs
+	Get(key string) (gguf.Value, bool)
+	Header() gguf.Header
+	Shards() []int
+}
+
 // GGUFParameters reads the hyper-parameters that names and row orders depend on from a GGUF model.
-func GGUFParameters(m *gguf.Model) (naming.HyperParameters, error) {
+func GGUFParameters(m LlamaModel) (naming.HyperParameters, error) {
+	if k, ok := m.(interface {
+		HyperParameters() (naming.HyperParameters, error)
+	}); ok {
+		return k.HyperParameters()
+	}
 	return naming.FromMetadata(m.Arch(), func(key string) []int64 {
 		v, ok := m.Get(key)
 		if !ok {

@@ -6,7 +6,6 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
-	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/naming"
 )
 
@@ -34,7 +33,7 @@ func findTie(base Base) *tie {
 		names[t.Name] = true
 	}
 	switch m := base.(type) {
-	case *gguf.Model:
+	case LlamaModel:
 		if causal, ok := m.KVs().Bool(m.Arch() + ".attention.causal"); ok && !causal {
 			return nil // an encoder has no output layer
 		}

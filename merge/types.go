@@ -35,6 +35,8 @@ func (p *planner) chooseType(out *Output) {
 	updated := len(out.Updates) > 0
 	switch {
 	case p.opt.Quantize != nil: // chosen already
+	case p.opt.TypeOf != nil:
+		out.Type = typeName(p.opt.TypeOf(out.Spec()))
 	case p.opt.DType == tensor.Invalid, p.base.Format() == "gguf" && len(out.Shape) < 2:
 	case source.IsFloat(), source.IsBlock() && updated:
 		out.Type = typeName(p.opt.DType)
