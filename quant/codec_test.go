@@ -3,7 +3,9 @@ package quant
 import (
 	"encoding/binary"
 	"math"
+	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/finding"
@@ -237,35 +239,134 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-func BenchmarkCodec(b *testing.B) {
-	const n = 1 << 14
-	x, y := make([]float32, n), make([]float32, n)
-	state := uint32(1)
-	for i := range x {
-		state = state*1664525 + 1013904223
-		x[i] = float32(int32(state)) * 1e-11
+// TestImportanceIsChecked: what cannot be an importance matrix of the rows is refused, whatever the
+// type makes of it.
+func TestImportanceIsChecked(t *testing.T) {
+	nan := float32(math.NaN())
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q8_0, tensor.Q4_K, tensor.IQ4_NL} {
+		c := mustOf(t, d)
+		x := make([]float32, 512)
+		dst := make([]byte, 512/d.BlockLen()*d.BlockBytes())
+		with := func(at int, v float32) []float32 {
+			w := make([]float32, 256)
+			w[at] = v
+			return w
+		}
+		for _, test := range []struct {
+			cols       int
+			importance []float32
+			want       string
+		}{
+			{256, with(0, 1), ""}, {256, nil, ""}, {512, nil, ""},
+			{256, with(255, -1), "quant.bad_importance"}, {256, with(7, nan), "quant.bad_importance"},
+			{256, with(0, float32(math.Inf(1))), "quant.bad_importance"}, {512, with(0, 1), "quant.importance_size"},
+			{256, []float32{}, "quant.importance_size"}, {0, nil, "quant.row_length"}, {-256, nil, "quant.row_length"},
+			{300, nil, "quant.row_length"}, {8, nil, "quant.row_length"}, {1024, nil, "quant.row_length"},
+		} {
+			err := c.EncodeRows(dst, x, test.cols, test.importance)
+			if f := finding.Of(err); test.want == "" && err != nil || test.want != "" && (f == nil || f.Code != test.want) {
+				t.Errorf("%s: rows of %d with %d importances give %v, want %q", d, test.cols, len(test.importance), err, test.want)
+			}
+		}
 	}
+}
+
+// TestBadRowsWithImportance: importance does not change which values are refused, nor where they are
+// said to be.
+func TestBadRowsWithImportance(t *testing.T) {
+	importance := make([]float32, 512)
+	for i := range importance {
+		importance[i] = 1
+	}
+	for d := tensor.Q4_0; d <= tensor.Q2_0; d++ {
+		c, ok := Of(d)
+		if !ok || !c.CanEncode() {
+			continue
+		}
+		x := make([]float32, 1024)
+		x[700] = float32(math.Inf(-1))
+		dst := make([]byte, 1024/d.BlockLen()*d.BlockBytes())
+		f := finding.Of(c.EncodeRows(dst, x, 512, importance))
+		if f == nil || f.Code != "quant.nonfinite_value" || !strings.Contains(f.Error(), "element 700 ") {
+			t.Errorf("%s: an infinity gives %v", d, f)
+		}
+	}
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q2_K, tensor.Q3_K, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K, tensor.IQ4_NL, tensor.IQ4_XS} {
+		c := mustOf(t, d)
+		x := make([]float32, 1024)
+		for i := range x {
+			x[i] = float32(i%7-3) * 1e9
+		}
+		dst := make([]byte, 1024/d.BlockLen()*d.BlockBytes())
+		for _, w := range [][]float32{nil, importance} {
+			if f := finding.Of(c.EncodeRows(dst, x, 512, w)); f == nil || f.Code != "quant.scale_overflow" {
+				t.Errorf("%s: values around 3e9 give %v", d, f)
+			}
+		}
+	}
+}
+
+// benchmarkValues are N(0, 0.02), in rows of 4096.
+const benchmarkRow, benchmarkSize = 4096, 1 << 16
+
+func benchmarkValues() (x, importance []float32) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range benchmarkSize {
+		x = append(x, float32(rng.NormFloat64())*0.02)
+	}
+	for range benchmarkRow {
+		importance = append(importance, float32(rng.ExpFloat64()))
+	}
+	return x, importance
+}
+
+func reportValues(b *testing.B) {
+	b.ReportMetric(float64(benchmarkSize)*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mvalue/s")
+}
+
+func BenchmarkEncode(b *testing.B) {
+	x, importance := benchmarkValues()
+	for d := tensor.F16; d <= tensor.Q2_0; d++ {
+		c, ok := Of(d)
+		if !ok || !c.CanEncode() {
+			continue
+		}
+		dst := make([]byte, benchmarkSize/d.BlockLen()*d.BlockBytes())
+		run := func(name string, w []float32) {
+			b.Run(name, func(b *testing.B) {
+				for b.Loop() {
+					if err := c.EncodeRows(dst, x, benchmarkRow, w); err != nil {
+						b.Fatal(err)
+					}
+				}
+				reportValues(b)
+			})
+		}
+		if !c.NeedsImportance() {
+			run(d.String(), nil)
+		}
+		if c.weigh != nil {
+			run(d.String()+"/importance", importance)
+		}
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	y := make([]float32, benchmarkSize)
 	for d := tensor.F16; d <= tensor.Q2_0; d++ {
 		c, ok := Of(d)
 		if !ok {
 			continue
 		}
-		data := make([]byte, n/d.BlockLen()*d.BlockBytes())
-		if c.CanEncode() {
-			b.Run("encode/"+d.String(), func(b *testing.B) {
-				b.SetBytes(4 * n)
-				for b.Loop() {
-					if err := c.Encode(data, x); err != nil {
-						b.Fatal(err)
-					}
-				}
-			})
+		src := make([]byte, benchmarkSize/d.BlockLen()*d.BlockBytes())
+		for i := range src {
+			src[i] = byte(i * 151)
 		}
-		b.Run("decode/"+d.String(), func(b *testing.B) {
-			b.SetBytes(4 * n)
+		b.Run(d.String(), func(b *testing.B) {
 			for b.Loop() {
-				c.Decode(y, data)
+				c.Decode(y, src)
 			}
+			reportValues(b)
 		})
 	}
 }

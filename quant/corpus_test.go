@@ -167,3 +167,33 @@ func TestGoldenBlocks(t *testing.T) {
 		}
 	}
 }
+
+// TestGoldenRows encodes the other goldens that lie beside the code: normal values whose columns have
+// importances, and values that are hard on a search.
+func TestGoldenRows(t *testing.T) {
+	for _, set := range []struct {
+		folder, input, importance string
+		types                     int
+	}{
+		{"weighed", "normal", "importance", 19}, {"hard", "hard", "", 11},
+	} {
+		x := floats(mustRead(t, "testdata/ggml/"+set.input+".f32"))
+		var importance []float32
+		if set.importance != "" {
+			importance = floats(mustRead(t, "testdata/ggml/"+set.importance+".f32"))
+		}
+		files, err := filepath.Glob("testdata/ggml/" + set.folder + "/*.bin")
+		if err != nil || len(files) != set.types {
+			t.Fatalf("%d golden files (%v), want %d", len(files), err, set.types)
+		}
+		for _, name := range files {
+			base := strings.TrimSuffix(filepath.Base(name), ".bin")
+			dtype, _ := tensor.ParseDType(base)
+			codec := mustOf(t, dtype)
+			if codec.CanEncode() {
+				c := goldenCase{ID: set.folder + "/" + base, Rows: len(x) / 256, RowLen: 256, Valid: true}
+				checkEncode(t, c, codec, x, importance, mustRead(t, name))
+			}
+		}
+	}
+}
