@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -123,42 +124,35 @@ func (t *task) stats() Stats {
 
 // notFinite is the index of the first value that is NaN or infinite, or -1.
 func notFinite(w []float32) int {
-	var top uint32
-	for _, f := range w {
-		top = max(top, math.Float32bits(f)&0x7fffffff)
-	}
-	if top < 0x7f800000 {
+	if kernel.MagnitudeBits(w) < 0x7f800000 {
 		return -1
 	}
 	return slices.IndexFunc(w, func(f float32) bool { return f-f != 0 })
 }
 
-// overflow returns the index of a value that does not fit the type although the base's did, else -1.
-// Values that round to infinity do not fit; block types scale, so for them only infinities and NaN do not.
-func overflow(w0, w1 []float32, t tensor.DType) int {
-	limit := uint32(0x7f800000)
-	switch t { // the smallest value that no longer rounds to the type's largest
+// limitOf is the bits of the smallest magnitude that does not fit a type: that no longer rounds to the
+// type's largest value. Block types scale, so only infinities and NaN do not fit them.
+func limitOf(t tensor.DType) uint32 {
+	switch t {
 	case tensor.F16:
-		limit = math.Float32bits(65520)
+		return math.Float32bits(65520)
 	case tensor.BF16:
-		limit = 0x7f7f8000
+		return 0x7f7f8000
 	case tensor.F8E4M3:
-		limit = math.Float32bits(464) + 1 // the tie rounds down to 448
+		return math.Float32bits(464) + 1 // the tie rounds down to 448
 	case tensor.F8E4M3FNUZ:
-		limit = math.Float32bits(248)
+		return math.Float32bits(248)
 	case tensor.F8E5M2, tensor.F8E5M2FNUZ:
-		limit = math.Float32bits(61440)
+		return math.Float32bits(61440)
 	}
-	magnitude := func(f float32) uint32 { return math.Float32bits(f) & 0x7fffffff }
-	var top uint32
-	for _, f := range w1 {
-		top = max(top, magnitude(f))
-	}
-	if top < limit {
-		return -1
-	}
-	for i, f := range w1 {
-		if magnitude(f) >= limit && magnitude(w0[i]) < 0x7f800000 {
+	return 0x7f800000
+}
+
+// overflow returns the index of a value that does not fit the type although the base's was finite, else -1.
+func overflow(base, w []float32, t tensor.DType) int {
+	limit := limitOf(t)
+	for i, f := range w {
+		if math.Float32bits(f)&0x7fffffff >= limit && math.Float32bits(base[i])&0x7fffffff < 0x7f800000 {
 			return i
 		}
 	}

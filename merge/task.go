@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
 )
@@ -63,11 +64,12 @@ func newTask(out *Output, item int, slab int64) (*task, error) {
 	t.left.Store(t.slabs)
 	if t.sums != nil {
 		t.sums = make([]sums, t.slabs)
-		// A float tensor keeps its update to a rounding, so a part of its rows measures it well enough.
-		t.sample = 1
-		if (!tensor.DType(out.Type).IsBlock() || len(out.ops) == 0) && t.frame.Rows >= 1024 {
-			t.sample = 8
+		// An even spread of rows measures a tensor well enough; block types lose more, so theirs is denser.
+		measured := int64(256)
+		if tensor.DType(out.Type).IsBlock() && len(out.ops) > 0 {
+			measured = 1024
 		}
+		t.sample = max(1, t.frame.Rows/measured)
 	}
 	return t, nil
 }
@@ -130,53 +132,65 @@ func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) er
 	if rows > 4 {
 		rows &^= 3
 	}
-	cols := t.frame.Cols
-	w0, w1, back := grow(&b.w0, rows*cols), grow(&b.w1, rows*cols), grow(&b.back, rows*cols)
+	cols, target := t.frame.Cols, tensor.DType(t.out.Type)
+	w, base, back := grow(&b.w1, rows*cols), grow(&b.w0, cols), grow(&b.back, cols)
 	for r := int64(0); r < n; r += rows {
 		k := min(rows, n-r)
-		w0, w1 := w0[:k*cols], w1[:k*cols]
+		w := w[:k*cols]
 		src, dst := in[r*t.inRow:(r+k)*t.inRow], out[r*t.outRow:(r+k)*t.outRow]
-		t.decode.Decode(w0, src)
-		if i := t.unfit(w0); i >= 0 {
-			return t.notFinite(w0[i], (first+r)*cols+int64(i))
+		t.decode.Decode(w, src)
+		if i := t.unfit(w); i >= 0 {
+			return t.notFinite(w[i], (first+r)*cols+int64(i))
 		}
 		if t.out.copies() {
 			copy(dst, src)
 			continue
 		}
-		if len(t.out.ops) == 0 {
-			w1 = w0
-		} else {
-			copy(w1, w0)
-		}
 		for _, op := range t.out.ops {
-			op.Apply(w1, first+r)
+			op.Apply(w, first+r)
 		}
-		if i := overflow(w0, w1, tensor.DType(t.out.Type)); i >= 0 {
-			if len(t.out.ops) == 0 {
-				at := (first+r)*cols + int64(i)
-				return finding.Errorf("numeric.overflow", "", "element %d (%s) is %g, which does not fit %s", at, t.position(at), w1[i], tensor.DType(t.out.Type)).
-					In(t.out.Name).Hinted("choose a type with a wider range for the tensor: F32 or BF16")
+		if kernel.MagnitudeBits(w) >= limitOf(target) { // else nothing overflows
+			if err := t.overflow(src, w, first+r); err != nil {
+				return err
 			}
-			return finding.Errorf("numeric.overflow", "", "the updated value %g at row %d does not fit %s", w1[i], first+r+int64(i)/cols, tensor.DType(t.out.Type)).
-				In(t.out.Name).Hinted("the adapter is broken, its scale is wrong, or the type is too narrow (--dtype f32)")
 		}
-		if err := t.encodeRows(dst, w1, first+r); err != nil {
+		if err := t.encodeRows(dst, w, first+r); err != nil {
 			return err
 		}
 		for i := range k {
-			if row := first + r + i; row%t.sample == 0 {
-				a, z := i*cols, (i+1)*cols
-				t.encode.Decode(back[a:z], dst[i*t.outRow:(i+1)*t.outRow])
-				if len(t.out.ops) == 0 {
-					s.addRounding(w1[a:z], back[a:z])
-				} else {
-					s.add(w0[a:z], w1[a:z], back[a:z])
-				}
+			if (first+r+i)%t.sample != 0 {
+				continue
 			}
+			row := w[i*cols:][:cols]
+			t.encode.Decode(back, dst[i*t.outRow:(i+1)*t.outRow])
+			if len(t.out.ops) == 0 {
+				s.addRounding(row, back)
+				continue
+			}
+			t.decode.Decode(base, src[i*t.inRow:(i+1)*t.inRow])
+			s.add(base, row, back)
 		}
 	}
 	return nil
+}
+
+// overflow looks for an updated value that does not fit the output's type although the base's, in src, was
+// finite.
+func (t *task) overflow(src []byte, w []float32, first int64) error {
+	base := make([]float32, len(w))
+	t.decode.Decode(base, src)
+	target := tensor.DType(t.out.Type)
+	i := overflow(base, w, target)
+	if i < 0 {
+		return nil
+	}
+	at := first*t.frame.Cols + int64(i)
+	if len(t.out.ops) == 0 {
+		return finding.Errorf("numeric.overflow", "", "element %d (%s) is %g, which does not fit %s", at, t.position(at), w[i], target).
+			In(t.out.Name).Hinted("choose a type with a wider range for the tensor: F32 or BF16")
+	}
+	return finding.Errorf("numeric.overflow", "", "the updated value %g at %s does not fit %s", w[i], t.position(at), target).
+		In(t.out.Name).Hinted("the adapter is broken, its scale is wrong, or the type is too narrow (--dtype f32)")
 }
 
 // encodeRows encodes rows from first on.
