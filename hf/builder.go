@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/hf/config"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -15,9 +16,8 @@ import (
 type builder struct {
 	dir    string
 	arch   string
-	class  string // config.json architectures[0]
 	hp     naming.HyperParameters
-	config config
+	config *config.Config
 	tokens int64 // of the tokenizer, 0 if unknown
 
 	out    []tensor.Tensor
@@ -240,7 +240,7 @@ func (b *builder) storedTransposed(module, param string) bool {
 
 // dropsHead reports whether the output layer is left out because it is the token embedding.
 func (b *builder) dropsHead() bool {
-	return naming.DropsHead(b.arch) || b.arch == "deepseek2" && b.config.flag("tie_word_embeddings")
+	return naming.DropsHead(b.arch) || b.arch == "deepseek2" && b.config.Get("tie_word_embeddings") == true
 }
 
 // zeroBias lets a bias pass that adds nothing; llama.cpp has no place for another.
@@ -271,8 +271,8 @@ func (b *builder) rows(s source, name string) (source, error) {
 	switch {
 	case name == "token_embd.weight" && strings.HasPrefix(b.arch, "gemma3") && b.tokens > 0:
 		to = min(to, b.tokens)
-	case name == "position_embd.weight" && b.arch == "bert" && strings.Contains(b.class, "oberta"):
-		if pad, ok := b.config.whole("pad_token_id"); ok && pad >= 0 {
+	case name == "position_embd.weight" && b.arch == "bert" && strings.Contains(b.config.Class(), "oberta"):
+		if pad, ok := config.Int(b.config.Get("pad_token_id")); ok && pad >= 0 {
 			from = pad + 1
 		}
 	}

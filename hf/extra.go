@@ -8,14 +8,21 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/hf/config"
 	"github.com/loratool/loratool/tensor"
 )
 
+// longFactors are the architectures whose folders may hold rotary factors for long contexts as lists.
+var longFactors = []string{"phi3", "phimoe", "minicpm"}
+
+// scaledFactors are those whose rotary factors llama.cpp reads from a tensor, so that Llama 3's have to be
+// computed.
+var scaledFactors = []string{"llama", "smollm3", "arcee", "granite", "granitemoe"}
+
 // ropeFactors appends the rotary factors that a GGUF stores as tensors, but a folder in its configuration.
 func (b *builder) ropeFactors() error {
-	rope := b.config.rope()
-	switch {
-	case b.arch == "phi3" || b.arch == "phimoe" || b.arch == "minicpm":
+	rope := b.config.FullRope()
+	if slices.Contains(longFactors, b.arch) {
 		for _, which := range []string{"long", "short"} {
 			list, ok := rope[which+"_factor"].([]any)
 			if !ok {
@@ -23,9 +30,9 @@ func (b *builder) ropeFactors() error {
 			}
 			factors := make([]float32, len(list))
 			for i, x := range list {
-				f, ok := x.(float64)
+				f, ok := config.Float(x)
 				if !ok {
-					return finding.Errorf("base.bad_config", b.dir, "config.json: %s_factor holds %v, expected numbers", which, x)
+					return b.config.Bad(which+"_factor", x, "a list of numbers")
 				}
 				factors[i] = float32(f)
 			}
@@ -33,18 +40,13 @@ func (b *builder) ropeFactors() error {
 				return err
 			}
 		}
-	case slices.Contains([]string{"llama", "smollm3", "arcee", "granite", "granitemoe"}, b.arch) && rope.text("rope_type", "type") == "llama3":
+	}
+	if slices.Contains(scaledFactors, b.arch) && rope["rope_type"] == "llama3" {
 		dim := b.hp.HeadDim
 		if dim <= 0 || dim > 1<<16 {
-			return finding.Errorf("base.bad_config", b.dir, "config.json: the size of a head is not known, but its rope scaling depends on it")
+			return b.config.Bad("head_dim", b.config.Get("head_dim"), "the size of a head, which the rope scaling depends on")
 		}
-		theta, ok := rope.number("rope_theta")
-		if !ok {
-			if theta, ok = b.config.number("rope_theta", "rotary_emb_base"); !ok {
-				theta = 10000
-			}
-		}
-		return b.constant("rope_freqs.weight", llama3Factors(dim, theta, rope))
+		return b.constant("rope_freqs.weight", llama3Factors(dim, rope))
 	}
 	return nil
 }
@@ -52,7 +54,7 @@ func (b *builder) ropeFactors() error {
 // constant appends a vector that is computed from the configuration.
 func (b *builder) constant(name string, x []float32) error {
 	if len(x) == 0 {
-		return fmt.Errorf("config.json: the factors for %s are empty", name)
+		return finding.Errorf("config.bad_value", b.config.File, "the rotary factors are empty").In(name)
 	}
 	data := make([]byte, 4*len(x))
 	putF32(data, x)
@@ -61,28 +63,29 @@ func (b *builder) constant(name string, x []float32) error {
 
 // llama3Factors are what Llama 3 divides each rotary frequency by to reach contexts longer than it was
 // trained on: 1 for short wavelengths, the full factor for long ones, and a blend between. All
-// arithmetic is float32, as in the converter.
-func llama3Factors(dim int64, theta float64, rope config) []float32 {
+// arithmetic is float32, and a number divided by a tensor is the tensor's reciprocal times the number, as
+// in the converter.
+func llama3Factors(dim int64, rope map[string]any) []float32 {
 	get := func(key string, otherwise float64) float32 {
-		if x, ok := rope.number(key); ok {
+		if x, ok := config.Float(rope[key]); ok {
 			return float32(x)
 		}
 		return float32(otherwise)
 	}
-	factor, low, high := get("factor", 8), get("low_freq_factor", 1), get("high_freq_factor", 4)
+	theta, factor, low, high := get("rope_theta", 10000), get("factor", 8), get("low_freq_factor", 1), get("high_freq_factor", 4)
 	old := get("original_max_position_embeddings", 8192)
 	out := make([]float32, dim/2)
 	for i := range out {
 		exponent := float32(2*i) / float32(dim)
-		power := float32(math.Pow(float64(float32(theta)), float64(exponent)))
-		wavelength := float32(2*math.Pi) / (1 / power)
+		power := float32(math.Pow(float64(theta), float64(exponent)))
+		wavelength := 1 / (1 / power) * float32(2*math.Pi)
 		switch {
 		case wavelength < old/high:
 			out[i] = 1
 		case wavelength > old/low:
 			out[i] = factor
 		default:
-			smooth := (old/wavelength - low) / (high - low)
+			smooth := (float32(1/wavelength*old) - low) / (high - low)
 			out[i] = 1 / (float32((1-smooth)/factor) + smooth)
 		}
 	}

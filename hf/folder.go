@@ -2,10 +2,8 @@ package hf
 
 import (
 	"cmp"
-	"encoding/json"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -91,28 +89,4 @@ func renamed(arch, name string) string {
 		}
 	}
 	return name
-}
-
-const maxConfig = 16 << 20
-
-// readConfig parses the folder's config.json.
-func readConfig(dir string) (map[string]any, error) {
-	path := filepath.Join(dir, "config.json")
-	st, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return nil, finding.Errorf("files.missing", path, "the folder has no config.json, which says what model it holds").
-			Hinted("fetch the model's config.json")
-	case !st.Mode().IsRegular() || st.Size() > maxConfig:
-		return nil, finding.Errorf("base.bad_json", path, "this is no config.json of a model")
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, finding.Errorf("files.unreadable", path, "%v", err)
-	}
-	var config map[string]any
-	if err := json.Unmarshal(b, &config); err != nil {
-		return nil, finding.Errorf("base.bad_json", path, "%v", err)
-	}
-	return config, nil
 }

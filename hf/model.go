@@ -6,13 +6,11 @@
 package hf
 
 import (
-	"errors"
-	"path/filepath"
-
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/hf/config"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -53,16 +51,15 @@ func Open(dir string, opt Options) (*Model, error) {
 }
 
 func (m *Model) load() error {
-	root, err := readConfig(m.dir)
+	c, err := config.Read(m.dir, false)
 	if err != nil {
 		return err
 	}
-	c := flatten(root)
-	if m.arch, m.hp, err = naming.FromConfig(root); err != nil {
-		return unsupported(filepath.Join(m.dir, "config.json"), err)
+	if m.arch, m.hp, err = naming.FromConfig(c.Map()); err != nil {
+		return finding.Errorf("base.unsupported", c.File, "%v", err)
 	}
 	if m.source == nil {
-		if err := unpacked(m.dir, c); err != nil {
+		if err := unpacked(c); err != nil {
 			return err
 		}
 		s, err := safetensors.Open(m.dir)
@@ -75,7 +72,7 @@ func (m *Model) load() error {
 	if m.dtype == tensor.Invalid {
 		m.dtype = auto(folder)
 	}
-	b := builder{dir: m.dir, arch: m.arch, class: c.class(), hp: m.hp, config: c}
+	b := builder{dir: m.dir, arch: m.arch, hp: m.hp, config: c}
 	if err := b.build(folder); err != nil {
 		return err
 	}
@@ -84,27 +81,14 @@ func (m *Model) load() error {
 	return nil
 }
 
-// unsupported says that an architecture cannot be converted.
-func unsupported(path string, err error) error {
-	f := finding.Errorf("base.unsupported", path, "%v", err)
-	var unknown *naming.UnknownArchitecture
-	if errors.As(err, &unknown) {
-		f.Hint = "the names of this architecture's tensors in GGUF are not known"
-	}
-	return f
-}
-
 // unpacked refuses weights that a scheme other than MXFP4 has packed.
-func unpacked(dir string, c config) error {
-	q, ok := c["quantization_config"].(map[string]any)
-	if !ok {
+func unpacked(c *config.Config) error {
+	q, ok := c.Get("quantization_config").(map[string]any)
+	if !ok || q["quant_method"] == "mxfp4" {
 		return nil
 	}
-	if method := config(q).text("quant_method"); method != "mxfp4" {
-		return finding.Errorf("base.unsupported", filepath.Join(dir, "config.json"), "the weights are quantized by %q", method).
-			Expected(method, "plain floats or mxfp4").Hinted("convert the unquantized model")
-	}
-	return nil
+	return finding.Errorf("base.unsupported", c.File, "the weights are quantized").
+		Expected(q["quant_method"], "plain floats or mxfp4").Hinted("convert the unquantized model")
 }
 
 // Path is the folder.
