@@ -16,15 +16,15 @@ type Writer interface {
 
 // RunOptions say how a plan is carried out. They never change the bytes.
 type RunOptions struct {
-	Jobs      int         // workers; 0 = one a processor, and one more to overlap reading and writing
-	MaxMemory int64       // upper bound of the slab buffers in bytes; 0 = 160 MiB
+	Jobs      int         // workers; 0 = two a processor, and two more, to overlap reading and writing
+	MaxMemory int64       // upper bound of the slab buffers in bytes; 0 = 128 MiB
 	Progress  func(int64) // called with the number of output bytes just written
 	// Stored, where not nil, is called for each tensor of the output when all are written, in plan order.
 	Stored func(Stored)
 }
 
 const (
-	defaultMemory = 160 << 20
+	defaultMemory = 128 << 20
 	maxSlab       = 16 << 20
 	minSlab       = 64 << 10
 )
@@ -34,7 +34,7 @@ const (
 func Run(ctx context.Context, p *Plan, l *layout.Layout, w Writer, opt RunOptions) ([]Stats, error) {
 	jobs := opt.Jobs
 	if jobs <= 0 {
-		jobs = runtime.GOMAXPROCS(0) + 1
+		jobs = 2*runtime.GOMAXPROCS(0) + 2
 	}
 	memory := opt.MaxMemory
 	if memory <= 0 {

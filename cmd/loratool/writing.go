@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/merge"
@@ -39,6 +40,8 @@ func (w *writing) run(ctx context.Context) error {
 	for _, it := range l.Items {
 		total += it.Size
 	}
+	// The heap is a few large buffers: collecting early costs nothing and keeps the peak near what is in use.
+	defer debug.SetGCPercent(debug.SetGCPercent(20))
 	add, done := w.t.bar(w.label, "", total)
 	w.stats, err = merge.Run(ctx, w.plan, l, out, merge.RunOptions{
 		Jobs: w.t.jobs, MaxMemory: w.t.maxMemory, Progress: add, Stored: func(s merge.Stored) { w.stored = append(w.stored, s) },
