@@ -39,48 +39,27 @@ func toBlocks(n, size int, encode func(b []byte, x []float32) (finite bool)) fun
 
 // toWeighedBlocks is toBlocks for an encoder that also gets the importance of the block's elements.
 func toWeighedBlocks(n, size int, encode func(b []byte, x, importance []float32) (finite bool)) rowEncoder {
-	return func(dst []byte, src []float32, cols int, importance []float32) error {
-		for i := 0; i < len(src); i += n {
-			x, w := src[i:i+n:i+n], importance[i%cols:][:n:n]
-			if err := mustBeFinite(x, i); err != nil {
-				return err
-			}
-			if !encode(dst[:size:size], x, w) {
-				return overflow(i, n)
-			}
-			dst = dst[size:]
-		}
-		return nil
-	}
+	return toBatches(n, size, 1, encode)
 }
 
-// toEights is toWeighedBlocks for a type of blocks of 32 whose encoder takes up to eight blocks of a row
-// at once: their bytes, and 256 values and importances, which are zeros where the row ends.
-func toEights(size int, encode func(b []byte, x, importance []float32) (finite bool)) rowEncoder {
+// toBatches is toWeighedBlocks for an encoder that takes up to most blocks of a row at once.
+func toBatches(n, size, most int, encode func(b []byte, x, importance []float32) (finite bool)) rowEncoder {
 	return func(dst []byte, src []float32, cols int, importance []float32) error {
-		var lastX, lastW [256]float32
 		for i := 0; i < len(src); {
-			n := min(256, cols-i%cols)
-			x := src[i : i+n]
+			count := min(n*most, cols-i%cols)
+			x := src[i : i+count : i+count]
+			var w []float32
+			if importance != nil {
+				w = importance[i%cols:][:count:count]
+			}
 			if err := mustBeFinite(x, i); err != nil {
 				return err
 			}
-			var w []float32
-			if importance != nil {
-				w = importance[i%cols:][:n]
+			bytes := count / n * size
+			if !encode(dst[:bytes:bytes], x, w) {
+				return overflow(i, count)
 			}
-			if n < 256 {
-				clear(lastX[copy(lastX[:], x):])
-				x = lastX[:]
-				if w != nil {
-					copy(lastW[:], w)
-					w = lastW[:]
-				}
-			}
-			if !encode(dst[:n/32*size], x, w) {
-				return overflow(i, n)
-			}
-			dst, i = dst[n/32*size:], i+n
+			dst, i = dst[bytes:], i+count
 		}
 		return nil
 	}
@@ -109,11 +88,7 @@ func overflow(at, n int) error {
 
 // nonFinite is the index of the first value that is not finite, or -1.
 func nonFinite(x []float32) int {
-	var top uint32
-	for _, v := range x {
-		top = max(top, math.Float32bits(v)&infinity)
-	}
-	if top < infinity {
+	if isFinite(kernel.Magnitude(x)) {
 		return -1
 	}
 	return slices.IndexFunc(x, func(v float32) bool { return !isFinite(v) })
@@ -183,10 +158,4 @@ func largest(x []float32) (amax, value float32) {
 }
 
 // magnitude is the largest magnitude of finite values.
-func magnitude(x []float32) float32 {
-	var top uint32
-	for _, v := range x {
-		top = max(top, math.Float32bits(v)&^(1<<31))
-	}
-	return math.Float32frombits(top)
-}
+func magnitude(x []float32) float32 { return kernel.Magnitude(x) }

@@ -21,6 +21,8 @@ func decodeIQ4_XS(y []float32, b []byte) {
 
 // encodeIQ4_NL encodes up to eight blocks. importance may be nil.
 func encodeIQ4_NL(b []byte, x, importance []float32) bool {
+	var last [2][256]float32
+	x, importance = fill(&last[0], x), fill(&last[1], importance)
 	var g kernel.Groups
 	g.Load(x, 32)
 	if importance != nil {
@@ -40,6 +42,15 @@ func encodeIQ4_NL(b []byte, x, importance []float32) bool {
 		finite = putHalf(b[18*j:], scales[j]) && finite
 	}
 	return finite
+}
+
+// fill adds zeros to values that are fewer than 256. Nil stays nil.
+func fill(to *[256]float32, x []float32) []float32 {
+	if x == nil || len(x) == 256 {
+		return x
+	}
+	clear(to[copy(to[:], x):])
+	return to[:]
 }
 
 func putNearest(b []byte, x []float32, id float32) {

@@ -9,7 +9,7 @@ import (
 // The oldest types with importance. Their weights depend on the mean square of the whole row.
 
 // toWeighedRows makes an encoder out of one that gets up to eight blocks of 32 of a row at once: their
-// bytes, values and importances as in toEights, and the mean square of the row.
+// bytes, 256 values and importances, which are zeros where the row ends, and the mean square of the row.
 func toWeighedRows(size int, encode func(b []byte, x, importance []float32, meanSquare float32) (finite bool)) rowEncoder {
 	return func(dst []byte, src []float32, cols int, importance []float32) error {
 		stride := cols / 32 * size
@@ -19,7 +19,10 @@ func toWeighedRows(size int, encode func(b []byte, x, importance []float32, mean
 				return err
 			}
 			mean := sumSquares(x) / float32(cols)
-			row := toEights(size, func(b []byte, x, importance []float32) bool { return encode(b, x, importance, mean) })
+			row := toBatches(32, size, 8, func(b []byte, x, importance []float32) bool {
+				var last [2][256]float32
+				return encode(b, fill(&last[0], x), fill(&last[1], importance), mean)
+			})
 			if err := row(dst[:stride], x, cols, importance); err != nil {
 				return err
 			}

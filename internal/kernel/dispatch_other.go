@@ -21,8 +21,14 @@ func weighMagnitudes(g *Groups, offsets *PerGroup)      { weighMagnitudesGo(g, o
 func weighImportance(g *Groups, spreads *PerGroup)      { weighImportanceGo(g, spreads) }
 func affine(g *Groups, a *Affine, fit *AffineFit)       { affineGo(g, a, fit) }
 func symmetric(g *Groups, fit *SymmetricFit)            { symmetricGo(g, fit) }
-func descend(g *Groups, fit *SymmetricFit)              { descendGo(g, fit) }
 func nonLinear(g *Groups, scales *PerGroup)             { nonLinearGo(g, scales) }
 func quantize(codes *[256]byte, x *[256]float32, size int, steps, offsets *PerGroup, low, high int32) {
 	quantizeGo(codes, x, size, steps, offsets, low, high)
 }
+
+func descend(a, b *Groups, fitA, fitB *SymmetricFit) {
+	descendGo(a, fitA)
+	descendGo(b, fitB)
+}
+
+func magnitudeBits(x []float32) uint32 { return magnitudeGo(x) }

@@ -82,9 +82,19 @@ func Near(f float32) int32 {
 	return int32(math.Float32bits(f+big)&0x7fffff) - 0x400000
 }
 
+// Magnitude is the largest magnitude of the values. Infinities count as they are, and NaN as more.
+func Magnitude(x []float32) float32 { return math.Float32frombits(magnitudeBits(x)) }
+
 func sqrt(f float32) float32 { return float32(math.Sqrt(float64(f))) }
 
 func abs(f float32) float32 { return math.Float32frombits(math.Float32bits(f) &^ (1 << 31)) }
+
+func magnitudeGo(x []float32) (top uint32) {
+	for _, v := range x {
+		top = max(top, math.Float32bits(v)&^(1<<31))
+	}
+	return top
+}
 
 func transposeGo(dst *Lanes, src *[256]float32, size int) {
 	for j := range 256 / size {

@@ -83,10 +83,10 @@ func affineAbsoluteAVX2(x *float32, w *float32, numerators *float32, count int, 
 //go:noescape
 func symmetricAVX2(x *float32, w *float32, rows int, levels float32, shifts *float32, fit *float32)
 
-// descendAVX2 is descendGo for groups of 16. w are the squares of x.
+// descendAVX2 is descendGo for two super-blocks in groups of 16.
 //
 //go:noescape
-func descendAVX2(x *float32, w *float32, codes *float32, levels float32, scales *float32)
+func descendAVX2(x0 *float32, x1 *float32, codes0 *float32, codes1 *float32, levels float32, scales0 *float32, scales1 *float32)
 
 // nonLinearAVX2 is nonLinearGo for one set. tries are the 15 numbers of nonLinearTries.
 //
@@ -97,3 +97,8 @@ func nonLinearAVX2(x *float32, w *float32, rows int, tries *float32, scales *flo
 //
 //go:noescape
 func quantizeAVX2(codes *byte, x *float32, steps *float32, offsets *float32, low int32, high int32)
+
+// magnitudeAVX2 is magnitudeGo for groups of 32 values.
+//
+//go:noescape
+func magnitudeAVX2(x *float32, groups int) uint32

@@ -93,13 +93,13 @@ func symmetric(g *Groups, fit *SymmetricFit) {
 	}
 }
 
-func descend(g *Groups, fit *SymmetricFit) {
-	if active < avx2 || g.size != 16 {
-		descendGo(g, fit)
+func descend(a, b *Groups, fitA, fitB *SymmetricFit) {
+	if active < avx2 || a.size != 16 || b.size != 16 {
+		descendGo(a, fitA)
+		descendGo(b, fitB)
 		return
 	}
-	weighSquares(g)
-	descendAVX2(&g.Values[0], &g.Weights[0], &fit.codes[0], float32(fit.levels), &fit.Scales[0])
+	descendAVX2(&a.Values[0], &b.Values[0], &fitA.codes[0], &fitB.codes[0], float32(fitA.levels), &fitA.Scales[0], &fitB.Scales[0])
 }
 
 func nonLinear(g *Groups, scales *PerGroup) {
@@ -130,4 +130,12 @@ func (p *PerGroup) twice() *PerGroup {
 		d[j] = p[j/2]
 	}
 	return &d
+}
+
+func magnitudeBits(x []float32) uint32 {
+	n := vectorPart(len(x))
+	if n == 0 {
+		return magnitudeGo(x)
+	}
+	return max(magnitudeAVX2(&x[0], n/group), magnitudeGo(x[n:]))
 }

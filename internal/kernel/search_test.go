@@ -134,15 +134,21 @@ func everySearch(x, importance *[256]float32) (bits []uint32) {
 			g.NonLinear(&scales)
 			add(&scales)
 		}
-		var fit SymmetricFit
-		g.Descend(4, &fit)
-		var codes [256]byte
-		for j := range n {
-			fit.Codes(codes[j*size:], x[j*size:][:size], j)
+		h := g
+		for i, v := range g.Values {
+			h.Values[255-i] = v / 3
 		}
-		bits = appendBits(bits, fit.Scales[:n]...)
-		for _, c := range codes {
-			bits = append(bits, uint32(c))
+		var fit, fitH SymmetricFit
+		DescendPair(&g, &h, 4, &fit, &fitH)
+		var codes [256]byte
+		for _, f := range []*SymmetricFit{&fit, &fitH} {
+			for j := range n {
+				f.Codes(codes[j*size:], x[j*size:][:size], j)
+			}
+			bits = appendBits(bits, f.Scales[:n]...)
+			for _, c := range codes {
+				bits = append(bits, uint32(c))
+			}
 		}
 	}
 	return bits
@@ -193,6 +199,31 @@ func FuzzSearches(f *testing.F) {
 			}
 		}
 		sameAtEachLevel(t, &x, &importance)
+	})
+}
+
+func TestMagnitude(t *testing.T) {
+	atEachLevel(t, func(t *testing.T) {
+		for n := range 70 {
+			for at := range n {
+				x := make([]float32, n)
+				for i := range x {
+					x[i] = 1 / float32(i+1) * -0.5
+				}
+				x[at] = -3
+				if got := Magnitude(x); got != 3 {
+					t.Fatalf("%d values, -3 at %d: %v", n, at, got)
+				}
+				x[n/2] = float32(math.Inf(-1))
+				if got := Magnitude(x); !math.IsInf(float64(got), 1) {
+					t.Fatalf("%d values, an infinity at %d: %v", n, n/2, got)
+				}
+				x[at] = float32(math.NaN())
+				if got := Magnitude(x); got == got {
+					t.Fatalf("%d values, NaN at %d: %v", n, at, got)
+				}
+			}
+		}
 	})
 }
 
@@ -265,7 +296,10 @@ func BenchmarkSearch(b *testing.B) {
 	}
 	var fit SymmetricFit
 	run("Symmetric/Q6_K", 16, func(g *Groups) { g.Symmetric(32, &fit) })
-	run("Descend/Q3_K", 16, func(g *Groups) { g.Descend(4, &fit) })
+	var h Groups
+	h.Load(x[:], 16)
+	var fitH SymmetricFit
+	run("DescendPair/Q3_K", 16, func(g *Groups) { DescendPair(g, &h, 4, &fit, &fitH) })
 	var scales PerGroup
 	run("NonLinear/IQ4", 32, func(g *Groups) { g.NonLinear(&scales) })
 	run("Load", 32, func(g *Groups) { g.Load(x[:], 32) })

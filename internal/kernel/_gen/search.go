@@ -95,6 +95,7 @@ func searches() {
 	descend()
 	nonLinear()
 	quantize()
+	magnitude()
 }
 
 // transpose emits the exchange of rows and columns in blocks of eight.
@@ -532,22 +533,27 @@ func symmetric() {
 	RET()
 }
 
-// descend emits the search that changes one code after the other, for two sets of 16 rows at once:
-// two chains of dependent steps fit into the time of one.
+// descend emits the search that changes one code after the other, for the four sets of two
+// super-blocks at once: four chains of dependent steps fit into little more than the time of one.
 func descend() {
-	const sets, setBytes = 2, 16 * row
-	TEXT("descendAVX2", 0, "func(x, w, codes *float32, levels float32, scales *float32)")
-	Doc("descendAVX2 is descendGo for groups of 16. w are the squares of x.")
+	const sets, setBytes = 4, 16 * row
+	TEXT("descendAVX2", 0, "func(x0, x1, codes0, codes1 *float32, levels float32, scales0, scales1 *float32)")
+	Doc("descendAVX2 is descendGo for two super-blocks in groups of 16.")
 	Pragma("noescape")
-	x, w, codes := Load(Param("x"), GP64()), Load(Param("w"), GP64()), Load(Param("codes"), GP64())
+	pair := func(name string) [2]reg.Register {
+		return [2]reg.Register{Load(Param(name+"0"), GP64()), Load(Param(name+"1"), GP64())}
+	}
+	x, codes := pair("x"), pair("codes")
 	sixteen := GP64()
 	MOVQ(U32(16), sixteen)
 	r := newRows(sixteen)
-	f := frame(4 + 2 + 32)
+	f := frame(4 + sets + 2*16*sets)
 	minus, most, minusInt, mostInt := f[0], f[1], f[2], f[3]
-	aliveM := f[4:6]
-	wx := GP64()
-	LEAQ(f[6], wx)
+	aliveM := f[4:][:sets]
+	// Weights x² and weighted values, set by set.
+	w, wx := GP64(), GP64()
+	LEAQ(f[4+sets], w)
+	LEAQ(f[4+sets+16*sets], wx)
 
 	levels, t := broadcast("levels"), YMM()
 	VXORPS(signBit(), levels, t)
@@ -562,7 +568,7 @@ func descend() {
 	var xl, ll [sets]reg.VecVirtual
 	for s := range sets {
 		base := GP64()
-		LEAQ(Mem{Base: x, Disp: s * setBytes}, base)
+		LEAQ(Mem{Base: x[s/2], Disp: s % 2 * setBytes}, base)
 		inv, alive := YMM(), YMM()
 		findPeak(r, fmt.Sprintf("peak%d", s), base, inv, alive)
 		VMOVUPS(alive, aliveM[s])
@@ -571,39 +577,41 @@ func descend() {
 		xl[s], ll[s] = zeroed(), zeroed()
 		r.each(fmt.Sprintf("first%d", s), 0, 2, func(at func(reg.Register) Mem) {
 			v, l, u := YMM(), YMM(), YMM()
-			VMOVUPS(at(x).Offset(s*setBytes), v)
+			VMOVUPS(at(base), v)
 			VMULPS(inv, v, l)
 			VROUNDPS(U8(0), l, l)
 			VMAXPS(minus, l, l)
 			VMINPS(most, l, l)
-			VMOVUPS(l, at(codes).Offset(s*setBytes))
-			VMULPS(at(w).Offset(s*setBytes), v, v)
+			VMOVUPS(l, at(codes[s/2]).Offset(s%2*setBytes))
+			VMULPS(v, v, u)
+			VMOVUPS(u, at(w).Offset(s*setBytes))
+			VMULPS(u, v, v)
 			VMOVUPS(v, at(wx).Offset(s*setBytes))
 			VMULPS(l, v, v)
 			VADDPS(v, xl[s], xl[s])
-			VMULPS(at(w).Offset(s*setBytes), l, u)
+			VMULPS(l, u, u)
 			VMULPS(l, u, u)
 			VADDPS(u, ll[s], ll[s])
 		})
 	}
 
-	round := GP64()
+	round, changed := GP64(), GP32()
 	MOVQ(U32(5), round)
-	changed := YMM()
 	Label("round")
-	VXORPS(changed, changed, changed)
+	XORL(changed, changed)
 	r.each("row", 0, 1, func(at func(reg.Register) Mem) {
 		for s := range sets {
-			in := func(base reg.Register) Mem { return at(base).Offset(s * setBytes) }
+			code := at(codes[s/2]).Offset(s % 2 * setBytes)
+			weight, product := at(w).Offset(s*setBytes), at(wx).Offset(s*setBytes)
 			l, xl2, ll2, n, ok, u := YMM(), YMM(), YMM(), YMM(), YMM(), YMM()
-			VMOVUPS(in(codes), l)
-			VMULPS(in(wx), l, u)
+			VMOVUPS(code, l)
+			VMULPS(product, l, u)
 			VSUBPS(u, xl[s], xl2)
-			VMULPS(in(w), l, u)
+			VMULPS(weight, l, u)
 			VMULPS(l, u, u)
 			VSUBPS(u, ll[s], ll2)
 			VCMPPS(U8(greater), float(0), xl2, ok)
-			VMULPS(in(x), ll2, n)
+			VMULPS(at(x[s/2]).Offset(s%2*setBytes), ll2, n)
 			VDIVPS(xl2, n, n)
 			// The portable code's rounding, by bits: the quotient may be of any size.
 			VADDPS(float(3<<22), n, n)
@@ -614,9 +622,9 @@ func descend() {
 			VCVTDQ2PS(n, n)
 			VCMPPS(U8(notEqual), l, n, u)
 			VANDPS(u, ok, ok)
-			VMULPS(in(wx), n, u)
+			VMULPS(product, n, u)
 			VADDPS(u, xl2, xl2)
-			VMULPS(in(w), n, u)
+			VMULPS(weight, n, u)
 			VMULPS(n, u, u)
 			VADDPS(u, ll2, ll2)
 			VCMPPS(U8(greater), float(0), ll2, u)
@@ -628,37 +636,37 @@ func descend() {
 			VMULPS(ll2, right, right)
 			VCMPPS(U8(greater), right, left, left)
 			VANDPS(left, ok, ok)
-			VORPS(ok, changed, changed)
+			bits := GP32()
+			VMOVMSKPS(ok, bits)
+			ORL(bits, changed)
 			VBLENDVPS(ok, xl2, xl[s], xl[s])
 			VBLENDVPS(ok, ll2, ll[s], ll[s])
 			VBLENDVPS(ok, n, l, l)
-			VMOVUPS(l, in(codes))
+			VMOVUPS(l, code)
 		}
 	})
-	any := GP32()
-	VMOVMSKPS(changed, any)
-	TESTL(any, any)
+	TESTL(changed, changed)
 	JZ(LabelRef("done"))
 	DECQ(round)
 	JNZ(LabelRef("round"))
 	Label("done")
 
-	out := Load(Param("scales"), GP64())
+	scales := pair("scales")
 	for s := range sets {
 		positive := YMM()
 		VCMPPS(U8(greater), float(0), ll[s], positive)
 		VDIVPS(ll[s], xl[s], xl[s])
 		VANDPS(positive, xl[s], xl[s])
 		VANDPS(aliveM[s], xl[s], xl[s])
-		VMOVUPS(xl[s], Mem{Base: out, Disp: row * s})
+		VMOVUPS(xl[s], Mem{Base: scales[s/2], Disp: s % 2 * row})
 		alive := YMM()
 		VMOVUPS(aliveM[s], alive)
 		r.each(fmt.Sprintf("raise%d", s), 0, 2, func(at func(reg.Register) Mem) {
-			l := YMM()
-			VMOVUPS(at(codes).Offset(s*setBytes), l)
+			code, l := at(codes[s/2]).Offset(s%2*setBytes), YMM()
+			VMOVUPS(code, l)
 			VSUBPS(minus, l, l)
 			VANDPS(alive, l, l)
-			VMOVUPS(l, at(codes).Offset(s*setBytes))
+			VMOVUPS(l, code)
 		})
 	}
 	VZEROUPPER()
@@ -812,6 +820,45 @@ func quantize() {
 	ADDQ(U8(8), offsets)
 	DECQ(left)
 	JNZ(LabelRef("next"))
+	VZEROUPPER()
+	RET()
+}
+
+// magnitude emits the search for the largest magnitude, by bits, so that NaN is above all.
+func magnitude() {
+	TEXT("magnitudeAVX2", NOSPLIT, "func(x *float32, groups int) uint32")
+	Doc("magnitudeAVX2 is magnitudeGo for groups of 32 values.")
+	Pragma("noescape")
+	x, groups := Load(Param("x"), GP64()), Load(Param("groups"), GP64())
+	var top [4]reg.VecVirtual
+	for i := range top {
+		top[i] = zeroed()
+	}
+	mask := YMM()
+	VMOVDQU(noSign(), mask)
+	Label("next")
+	for i := range top {
+		v := YMM()
+		VPAND(Mem{Base: x, Disp: row * i}, mask, v)
+		VPMAXUD(v, top[i], top[i])
+	}
+	ADDQ(U32(4*row), x)
+	DECQ(groups)
+	JNZ(LabelRef("next"))
+	VPMAXUD(top[1], top[0], top[0])
+	VPMAXUD(top[3], top[2], top[2])
+	VPMAXUD(top[2], top[0], top[0])
+	half := XMM()
+	VEXTRACTI128(U8(1), top[0], half)
+	VPMAXUD(half, top[0].AsX(), half)
+	other := XMM()
+	for _, order := range []uint8{0b01_00_11_10, 0b10_11_00_01} {
+		VPSHUFD(U8(order), half, other)
+		VPMAXUD(other, half, half)
+	}
+	out := GP32()
+	VMOVD(half, out)
+	Store(out, ReturnIndex(0))
 	VZEROUPPER()
 	RET()
 }
