@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/quant/imatrix"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify"
 )
@@ -32,6 +33,7 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "tensors", Usage: "list every tensor with its SHA-256"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "accept adapter tensors that match nothing in BASE"},
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
+			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
 		}, dialectFlags()...),
@@ -145,6 +147,15 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 	plan, planErr = planMerge(base, inputs, merge.Options{
 		AllowUnmatched: c.Bool("allow-unmatched"), Compat: compat, Tied: tied, CheckOnly: true,
 	})
+	if path := c.String("imatrix"); path != "" {
+		m, err := imatrix.Open(path)
+		if err != nil {
+			closeAdapters()
+			base.Close()
+			return nil, nil, nil, err
+		}
+		plan.Weigh(m)
+	}
 	return plan, planErr, func() { closeAdapters(); base.Close() }, nil
 }
 
