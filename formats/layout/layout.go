@@ -57,7 +57,8 @@ type Options struct {
 	// MaxShardSize is the largest size of a file in bytes before tensors go to the next shard;
 	// 0 means the format's default.
 	MaxShardSize int64
-	// SideFiles replaces side files of a folder output: name → content. Other names are ignored.
+	// SideFiles replaces side files of a folder output: name → content, or nil to leave the file out.
+	// Other names are ignored.
 	SideFiles map[string][]byte
 	// Provenance is written where the format has a place for it: key → value.
 	Provenance [][2]string

@@ -52,7 +52,9 @@ func (m *Model) Layout(specs []tensor.Spec, opt layout.Options) (*layout.Layout,
 		}
 		for _, s := range side {
 			if b, ok := opt.SideFiles[s.Name]; ok {
-				out.Extra = append(out.Extra, NewFile(s.Name, b))
+				if b != nil {
+					out.Extra = append(out.Extra, NewFile(s.Name, b))
+				}
 				continue
 			}
 			out.Extra = append(out.Extra, layout.File{Name: s.Name, Size: s.Size, Spans: []layout.Span{{Len: s.Size, Src: s}}})

@@ -1,0 +1,269 @@
+package scheme
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/loratool/loratool/tensor"
+)
+
+// matchGroups reads weights of GPTQ and AWQ, which share their names and the transposed orientation, and
+// differ in the direction of packing:
+//
+//	X.qweight  I32  GPTQ [in·b/32, out], along in, dense; AWQ [in, out/8], along out, nibbles in the order 0 2 4 6 1 3 5 7
+//	X.qzeros   I32  [groups, out·b/32], packed along out in either way
+//	X.scales   F16  [groups, out]
+//	X.g_idx    I32  [in], the group of each input (GPTQ only; without it groups follow one another)
+//
+// W[o, i] = scales[g, o] · (q[i, o] − zero[g, o]). The first checkpoint format of GPTQ stores zero − 1.
+func matchGroups(m *model, t *tensor.Tensor) (*weight, error) {
+	x, ok := strings.CutSuffix(t.Name, ".qweight")
+	if !ok {
+		return nil, nil
+	}
+	if err := m.check(t, words, -1, -1); err != nil {
+		return nil, err
+	}
+	scales, err := m.part(x+".scales", floats, -1, -1)
+	if err != nil {
+		return nil, err
+	}
+	groups, out := scales.Shape[0], scales.Shape[1]
+	zeros, err := m.part(x+".qzeros", words, groups, -1)
+	if err != nil {
+		return nil, err
+	}
+	d := &grouped{m: m, qweight: t, qzeros: zeros, scales: scales, groups: groups, out: out, zeroWords: zeros.Shape[1]}
+	w := &weight{name: x + ".weight", dtype: halfOr(scales.DType, m.config.or(tensor.F32)), parts: []string{t.Name, zeros.Name, scales.Name}}
+	if out == 0 || groups == 0 {
+		return nil, m.fault("bad_shape", scales.Name, "the scales are empty").Expected(scales.Shape, "[groups, out]")
+	}
+	switch cols := t.Shape[1]; {
+	case cols == out:
+		err = d.gptq(w, x)
+	case out%8 == 0 && cols == out/8 && zeros.Shape[1] == cols:
+		d.awq, d.bits, d.in = true, 4, t.Shape[0]
+		w.scheme = "AWQ 4-bit"
+		err = d.sequential()
+	default:
+		err = m.fault("bad_shape", t.Name, "the packed weight has neither the shape of GPTQ nor that of AWQ (gemm)").
+			Expected(t.Shape, fmt.Sprintf("[in·bits/32, %d] or [in, %d/8]", out, out))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if bits, ok := m.config.number("bits", "w_bit"); ok && bits != int64(d.bits) {
+		m.mismatch("bits", bits, d.bits)
+	}
+	w.shape = tensor.Shape{out, d.in}
+	w.decode = d.rows
+	return w, nil
+}
+
+type grouped struct {
+	m                       *model
+	qweight, qzeros, scales *tensor.Tensor
+	index                   *tensor.Tensor
+	awq                     bool
+	bits                    int
+	zero                    int // added to stored zeros
+	in, out                 int64
+	groups, size            int64 // size: inputs a group, where there is no index
+	zeroWords               int64
+	group                   func() ([]int32, error) // of each input
+}
+
+// gptq finds bits and groups. The width of the zeros gives the bits, the height of the weight the inputs.
+func (d *grouped) gptq(w *weight, x string) error {
+	configured, _ := d.m.config.number("bits")
+	for _, bits := range []int{2, 3, 4, 8} {
+		// Only fewer than 32 outputs leave a choice.
+		if d.zeroWords == ceil(d.out*int64(bits), 32) && (d.bits == 0 || int64(bits) == configured) {
+			d.bits = bits
+		}
+	}
+	if d.bits == 0 {
+		return d.m.fault("bad_shape", d.qzeros.Name, "no width of 2, 3, 4 or 8 bits gives zeros of this shape").
+			Expected(d.qzeros.Shape, fmt.Sprintf("[%d, %d·bits/32]", d.groups, d.out))
+	}
+	if n := d.qweight.Shape[0]; n == 0 || n > 1<<40 || n*32%int64(d.bits) != 0 {
+		return d.m.fault("bad_shape", d.qweight.Name, "the packed rows do not hold whole inputs of %d bits", d.bits).Expected(d.qweight.Shape, "[in·bits/32, out]")
+	}
+	d.in = d.qweight.Shape[0] * 32 / int64(d.bits)
+	w.scheme = fmt.Sprintf("GPTQ %d-bit", d.bits)
+	d.zero = 1
+	if strings.HasSuffix(firstText(d.m.config.quant, "checkpoint_format"), "_v2") {
+		d.zero = 0
+		w.scheme += " v2"
+	}
+	name := x + ".g_idx"
+	if d.m.byName[name] == nil {
+		return d.sequential()
+	}
+	var err error
+	if d.index, err = d.m.part(name, words, d.in); err != nil {
+		return err
+	}
+	w.parts = append(w.parts, name)
+	d.group = once(d.readIndex)
+	return nil
+}
+
+// sequential lets groups follow one another.
+func (d *grouped) sequential() error {
+	size, ok := d.m.config.number("group_size", "q_group_size")
+	switch {
+	case ok && ceil(d.in, size) == d.groups:
+	case d.in%d.groups == 0:
+		if size = d.in / d.groups; ok {
+			configured, _ := d.m.config.number("group_size", "q_group_size")
+			d.m.mismatch("group_size", configured, size)
+		}
+	default:
+		return d.m.fault("bad_shape", d.scales.Name, "%d groups do not divide %d inputs, and nothing says how long they are", d.groups, d.in)
+	}
+	d.size = size
+	d.group = once(func() ([]int32, error) {
+		group := make([]int32, d.in)
+		for i := range group {
+			group[i] = int32(int64(i) / d.size)
+		}
+		return group, nil
+	})
+	return nil
+}
+
+// readIndex reads the group of each input.
+func (d *grouped) readIndex() ([]int32, error) {
+	b, err := d.index.Read()
+	if err != nil {
+		return nil, err
+	}
+	group := make([]int32, d.in)
+	for i := range group {
+		group[i] = int32(binary.LittleEndian.Uint32(b[4*i:]))
+		if group[i] < 0 || int64(group[i]) >= d.groups {
+			return nil, d.m.fault("bad_index", d.index.Name, "input %d is in a group that does not exist", i).Expected(group[i], fmt.Sprintf("0 to %d", d.groups-1))
+		}
+	}
+	return group, nil
+}
+
+// rows decodes whole rows of W, which are columns of everything stored.
+func (d *grouped) rows(dst []float32, first int64) error {
+	n := int64(len(dst)) / d.in
+	if n == 0 {
+		return nil
+	}
+	group, err := d.group()
+	if err != nil {
+		return err
+	}
+	scales, err := readFloatRect(d.scales, d.out, 0, d.groups, first, n)
+	if err != nil {
+		return err
+	}
+	zeros, err := d.zeros(first, n)
+	if err != nil {
+		return err
+	}
+	codes := make([]uint8, n*d.in) // [in, n]
+	if d.awq {
+		err = d.unpackOut(codes, d.qweight, d.in, first, n)
+	} else {
+		err = d.unpackIn(codes, first, n)
+	}
+	if err != nil {
+		return err
+	}
+	const tile = 32 // rows of W written together, so that reads and writes stay near
+	for lo := int64(0); lo < n; lo += tile {
+		hi := min(n, lo+tile)
+		for i, g := range group {
+			q, s, z := codes[int64(i)*n:][:n], scales[int64(g)*n:][:n], zeros[int64(g)*n:][:n]
+			for o := lo; o < hi; o++ {
+				dst[o*d.in+int64(i)] = s[o] * float32(int(q[o])-int(z[o]))
+			}
+		}
+	}
+	return nil
+}
+
+// zeros are those of n outputs from first, [groups, n].
+func (d *grouped) zeros(first, n int64) ([]int16, error) {
+	codes := make([]uint8, d.groups*n)
+	var err error
+	if d.awq {
+		err = d.unpackOut(codes, d.qzeros, d.groups, first, n)
+	} else {
+		// The words that hold the bits of the first to the last output, of every group.
+		bits := int64(d.bits)
+		from, to := first*bits/32, ceil((first+n)*bits, 32)
+		var b []byte
+		if b, err = readRect(d.qzeros, 4*d.zeroWords, 0, d.groups, 4*from, 4*(to-from)); err == nil {
+			skip := first*bits - from*32
+			for g := range d.groups {
+				row := b[g*4*(to-from):][:4*(to-from)]
+				for i := range n {
+					at := skip + i*bits
+					codes[g*n+i] = bitsAt(row, at, d.bits)
+				}
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	zeros := make([]int16, len(codes))
+	for i, c := range codes {
+		zeros[i] = int16(c) + int16(d.zero)
+	}
+	return zeros, nil
+}
+
+// unpackIn reads GPTQ's codes of n outputs, [in, n]: 32 inputs take as many rows of words as a code has bits.
+func (d *grouped) unpackIn(codes []uint8, first, n int64) error {
+	b, err := readRect(d.qweight, 4*d.out, 0, d.qweight.Shape[0], 4*first, 4*n)
+	if err != nil {
+		return err
+	}
+	bits := int64(d.bits)
+	mask := uint64(1)<<bits - 1
+	for i := range d.in {
+		at := i * bits
+		low := b[at/32*n*4:][:n*4]
+		high := low
+		if (at+bits-1)/32 > at/32 {
+			high = b[(at/32+1)*n*4:][:n*4]
+		}
+		shift := at % 32
+		row := codes[i*n:][:n]
+		for o := range row {
+			v := uint64(word(low, int64(o))) | uint64(word(high, int64(o)))<<32
+			row[o] = uint8(v >> shift & mask)
+		}
+	}
+	return nil
+}
+
+// unpackOut reads AWQ's codes of n outputs, [rows, n].
+func (d *grouped) unpackOut(codes []uint8, t *tensor.Tensor, rows, first, n int64) error {
+	from, to := first/8, ceil(first+n, 8)
+	b, err := readRect(t, d.out/2, 0, rows, 4*from, 4*(to-from))
+	if err != nil {
+		return err
+	}
+	for r := range rows {
+		row := b[r*4*(to-from):][:4*(to-from)]
+		for i := range n {
+			o := first + i
+			nibble := o % 8 / 2
+			if o%2 == 1 {
+				nibble += 4
+			}
+			codes[r*n+i] = uint8(word(row, o/8-from) >> (4 * nibble) & 15)
+		}
+	}
+	return nil
+}
