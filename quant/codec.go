@@ -126,7 +126,7 @@ var codecs = [...]Codec{
 	tensor.Q5_1:    {decode: blocks(32, 24, decodeQ5_1), encode: toBlocks(32, 24, encodeQ5_1), weigh: toWeighedRows(24, weighQ5_1)},
 	tensor.Q8_0:    {decode: blocks(32, 34, decodeQ8_0), encode: toBlocks(32, 34, encodeQ8_0)},
 	tensor.Q2_K:    {decode: blocks(256, 84, decodeQ2_K), encode: toBlocks(256, 84, encodeQ2_K), weigh: toWeighedBlocks(256, 84, weighQ2_K)},
-	tensor.Q3_K:    {decode: blocks(256, 110, decodeQ3_K), encode: plainly(toBatches(256, 110, 2, encodeQ3_K)), weigh: toWeighedBlocks(256, 110, weighQ3_K)},
+	tensor.Q3_K:    {decode: blocks(256, 110, decodeQ3_K), encode: toBlocks(256, 110, encodeQ3_K), weigh: toWeighedBlocks(256, 110, weighQ3_K)},
 	tensor.Q4_K:    {decode: blocks(256, 144, decodeQ4_K), encode: toBlocks(256, 144, encodeQ4_K), weigh: toWeighedBlocks(256, 144, weighQ4_K)},
 	tensor.Q5_K:    {decode: blocks(256, 176, decodeQ5_K), encode: toBlocks(256, 176, encodeQ5_K), weigh: toWeighedBlocks(256, 176, weighQ5_K)},
 	tensor.Q6_K:    {decode: blocks(256, 210, decodeQ6_K), encode: toBlocks(256, 210, encodeQ6_K), weigh: toWeighedBlocks(256, 210, weighQ6_K)},

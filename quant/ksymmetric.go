@@ -23,29 +23,20 @@ func (s *symmetricBlock) quantize(x []float32, scales *kernel.PerGroup, levels i
 	}
 }
 
-// encodeQ3_K encodes one or two blocks.
-func encodeQ3_K(b []byte, x, _ []float32) bool {
-	var pair [2]symmetricBlock
-	n := len(x) / 256
-	for i := range pair {
-		pair[i].groups.Load(x[min(i, n-1)*256:], 16)
-	}
-	kernel.DescendPair(&pair[0].groups, &pair[1].groups, 4, &pair[0].fit, &pair[1].fit)
-	finite := true
-	for i := range n {
-		s := &pair[i]
-		var codes [16]byte
-		var d float32
-		if top := peak(s.fit.Scales[:]); top != 0 {
-			inverse := -32 / top
-			for j, scale := range s.fit.Scales {
-				codes[j] = byte(max(-32, min(31, kernel.Near(float32(inverse*scale)))) + 32)
-			}
-			d = 1 / inverse
+func encodeQ3_K(b []byte, x []float32) bool {
+	var s symmetricBlock
+	s.groups.Load(x, 16)
+	s.groups.Descend(4, &s.fit)
+	var codes [16]byte
+	var d float32
+	if top := peak(s.fit.Scales[:]); top != 0 {
+		inverse := -32 / top
+		for j, scale := range s.fit.Scales {
+			codes[j] = byte(max(-32, min(31, kernel.Near(float32(inverse*scale)))) + 32)
 		}
-		finite = s.packQ3(b[110*i:][:110], x[256*i:][:256], &codes, d) && finite
+		d = 1 / inverse
 	}
-	return finite
+	return s.packQ3(b, x, &codes, d)
 }
 
 func weighQ3_K(b []byte, x, importance []float32) bool {

@@ -26,9 +26,6 @@ func quantize(codes *[256]byte, x *[256]float32, size int, steps, offsets *PerGr
 	quantizeGo(codes, x, size, steps, offsets, low, high)
 }
 
-func descend(a, b *Groups, fitA, fitB *SymmetricFit) {
-	descendGo(a, fitA)
-	descendGo(b, fitB)
-}
+func descend(g *Groups, fit *SymmetricFit) { descendGo(g, fit) }
 
 func magnitudeBits(x []float32) uint32 { return magnitudeGo(x) }

@@ -83,10 +83,10 @@ func affineAbsoluteAVX2(x *float32, w *float32, numerators *float32, count int, 
 //go:noescape
 func symmetricAVX2(x *float32, w *float32, rows int, levels float32, shifts *float32, fit *float32)
 
-// descendAVX2 is descendGo for two super-blocks in groups of 16.
+// descendAVX2 is descendGo for one set.
 //
 //go:noescape
-func descendAVX2(x0 *float32, x1 *float32, codes0 *float32, codes1 *float32, levels float32, scales0 *float32, scales1 *float32)
+func descendAVX2(x *float32, codes *float32, rows int, levels float32, scales *float32)
 
 // nonLinearAVX2 is nonLinearGo for one set. tries are the 15 numbers of nonLinearTries.
 //

@@ -93,13 +93,14 @@ func symmetric(g *Groups, fit *SymmetricFit) {
 	}
 }
 
-func descend(a, b *Groups, fitA, fitB *SymmetricFit) {
-	if active < avx2 || a.size != 16 || b.size != 16 {
-		descendGo(a, fitA)
-		descendGo(b, fitB)
+func descend(g *Groups, fit *SymmetricFit) {
+	if active < avx2 {
+		descendGo(g, fit)
 		return
 	}
-	descendAVX2(&a.Values[0], &b.Values[0], &fitA.codes[0], &fitB.codes[0], float32(fitA.levels), &fitA.Scales[0], &fitB.Scales[0])
+	for s := range g.Count() / 8 {
+		descendAVX2(set(&g.Values, s, g.size), set(&fit.codes, s, g.size), g.size, float32(fit.levels), &fit.Scales[8*s])
+	}
 }
 
 func nonLinear(g *Groups, scales *PerGroup) {

@@ -134,21 +134,15 @@ func everySearch(x, importance *[256]float32) (bits []uint32) {
 			g.NonLinear(&scales)
 			add(&scales)
 		}
-		h := g
-		for i, v := range g.Values {
-			h.Values[255-i] = v / 3
-		}
-		var fit, fitH SymmetricFit
-		DescendPair(&g, &h, 4, &fit, &fitH)
+		var fit SymmetricFit
+		g.Descend(4, &fit)
 		var codes [256]byte
-		for _, f := range []*SymmetricFit{&fit, &fitH} {
-			for j := range n {
-				f.Codes(codes[j*size:], x[j*size:][:size], j)
-			}
-			bits = appendBits(bits, f.Scales[:n]...)
-			for _, c := range codes {
-				bits = append(bits, uint32(c))
-			}
+		for j := range n {
+			fit.Codes(codes[j*size:], x[j*size:][:size], j)
+		}
+		bits = appendBits(bits, fit.Scales[:n]...)
+		for _, c := range codes {
+			bits = append(bits, uint32(c))
 		}
 	}
 	return bits
@@ -296,10 +290,7 @@ func BenchmarkSearch(b *testing.B) {
 	}
 	var fit SymmetricFit
 	run("Symmetric/Q6_K", 16, func(g *Groups) { g.Symmetric(32, &fit) })
-	var h Groups
-	h.Load(x[:], 16)
-	var fitH SymmetricFit
-	run("DescendPair/Q3_K", 16, func(g *Groups) { DescendPair(g, &h, 4, &fit, &fitH) })
+	run("Descend/Q3_K", 16, func(g *Groups) { g.Descend(4, &fit) })
 	var scales PerGroup
 	run("NonLinear/IQ4", 32, func(g *Groups) { g.NonLinear(&scales) })
 	run("Load", 32, func(g *Groups) { g.Load(x[:], 32) })

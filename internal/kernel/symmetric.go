@@ -9,7 +9,7 @@ type SymmetricFit struct {
 	Scales   PerGroup
 	inverses PerGroup // 1/scale of the grid the codes were taken from; 0 for a group of zeros
 	levels   int32
-	codes    Lanes // of DescendPair: code + levels
+	codes    Lanes // of Descend: code + levels
 	descent  bool
 }
 
@@ -20,13 +20,12 @@ func (g *Groups) Symmetric(levels int, fit *SymmetricFit) {
 	symmetric(g, fit)
 }
 
-// DescendPair searches two super-blocks: it starts from the first of those scales and changes one code
-// after the other where that helps, in up to five rounds, as the reference's make_q3_quants does.
-// Weights are the squares of the values, whatever the groups say.
-func DescendPair(a, b *Groups, levels int, fitA, fitB *SymmetricFit) {
-	fitA.levels, fitA.descent = int32(levels), true
-	fitB.levels, fitB.descent = int32(levels), true
-	descend(a, b, fitA, fitB)
+// Descend starts from the first of those scales and changes one code after the other where that helps,
+// in up to five rounds: the reference's make_q3_quants. Weights are the squares of the values, whatever
+// g says.
+func (g *Groups) Descend(levels int, fit *SymmetricFit) {
+	fit.levels, fit.descent = int32(levels), true
+	descend(g, fit)
 }
 
 // Codes are the codes the search chose for group j, raised by levels. x are the group's values. All
