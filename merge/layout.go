@@ -11,7 +11,6 @@ import (
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
-	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -49,9 +48,9 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 			}
 		}
 		return gguf.NewLayout(h, specs, opt)
-	case *safetensors.Model:
+	case interface{ IsFolder() bool }: // safetensors, decoded or not
 		if p.untied && m.IsFolder() {
-			config, err := untiedConfig(m.Path())
+			config, err := untiedConfig(base.Path())
 			if err != nil {
 				return nil, err
 			}

@@ -23,6 +23,7 @@ func NewPlan(base Base, inputs []Input, opt Options) (*Plan, error) {
 	}
 	p.updates = make([][]bound, len(p.plan.Tensors))
 	p.tie = findTie(base)
+	p.refusePacked()
 	for _, in := range inputs {
 		p.plan.Findings = append(p.plan.Findings, in.Adapter.Findings...)
 		if err := p.match(in); err != nil {

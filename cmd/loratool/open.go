@@ -59,10 +59,14 @@ func openAdapters(args []string, opt dialect.Options) (inputs []merge.Input, clo
 	return inputs, closeAll, nil
 }
 
-// openBase opens the model adapters are baked into.
+// openBase opens the model adapters are baked into. A quantized folder is seen as the float model that it
+// decodes to.
 func openBase(path string) (formats.Writable, error) {
 	m, err := formats.Open(path)
 	if err != nil {
+		return nil, err
+	}
+	if m, err = formats.Decode(m); err != nil {
 		return nil, err
 	}
 	w, ok := m.(formats.Writable)
