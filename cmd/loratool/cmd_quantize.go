@@ -128,7 +128,7 @@ func runQuantize(t *terminal, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	job := writing{t: t, label: "quantizing", plan: plan, layout: l, output: output, force: c.Bool("force")}
+	job := writing{t: t, label: "quantizing", plan: plan, layout: l, output: output, input: in, force: c.Bool("force")}
 	if err := job.run(c.Context); err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (t *terminal) rewrite(c *cli.Context, in, what string, layOut func(formats.
 	if err != nil {
 		return err
 	}
-	job := writing{t: t, label: "copying", plan: plan, layout: l, output: output, force: c.Bool("force")}
+	job := writing{t: t, label: "copying", plan: plan, layout: l, output: output, input: in, force: c.Bool("force")}
 	if err := job.run(c.Context); err != nil {
 		return err
 	}

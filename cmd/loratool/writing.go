@@ -16,6 +16,7 @@ type writing struct {
 	plan   *merge.Plan
 	layout *layout.Layout
 	output string // of a split output, the first file in the end
+	input  string // must not be replaced; "" where that is sure
 	force  bool
 
 	bytes  int64
@@ -27,6 +28,11 @@ func (w *writing) run(ctx context.Context) error {
 	l := w.layout
 	if n := len(l.Files); !l.Dir && n > 1 {
 		w.output = filepath.Join(filepath.Dir(w.output), l.Files[n-1].Name)
+	}
+	if w.input != "" {
+		if err := outputIsInput(w.output, []string{w.input}); err != nil {
+			return err
+		}
 	}
 	out, err := layout.Create(w.output, l, w.force)
 	if err != nil {
