@@ -125,7 +125,7 @@ func (p *Plan) CheckImatrix(has func(name string) bool) error {
 		switch {
 		case !c.NeedsOwn:
 		case has == nil:
-			return finding.Errorf("quant.needs_imatrix", p.model.Path, "%s cannot be quantized to %s without an importance matrix", p.Recipe.name, c.Type).
+			return finding.Errorf("quant.needs_imatrix", p.model.Path, "recipe %s stores the tensor as %s, which needs an importance matrix", p.Recipe.name, c.Type).
 				In(name).Hinted("give one with --imatrix FILE, or choose a larger type (IQ4_XS, Q4_K_M, Q3_K_M)")
 		case !has(name):
 			return finding.Errorf("quant.missing_entry", p.model.Path, "the importance matrix has no entry for a tensor that is to be %s", c.Type).
