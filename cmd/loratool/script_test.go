@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -164,14 +165,23 @@ func find(ts *testscript.TestScript, m formats.Model, name string) tensor.Tensor
 
 // same A B requires that two models hold the same tensors with the same bytes.
 func scriptSame(ts *testscript.TestScript, neg bool, args []string) {
-	a, b := values(ts, args[0]), values(ts, args[1])
-	differ := len(a) != len(b)
-	for name, x := range a {
-		differ = differ || !slices.Equal(x.bits(), b[name].bits())
-	}
-	if differ != neg {
+	if differ := !maps.Equal(raw(ts, args[0]), raw(ts, args[1])); differ != neg {
 		ts.Fatalf("differ: %v", differ)
 	}
+}
+
+// raw is type, shape and bytes of a model's tensors.
+func raw(ts *testscript.TestScript, path string) map[string]string {
+	m, err := formats.Open(ts.MkAbs(path))
+	ts.Check(err)
+	defer m.Close()
+	out := map[string]string{}
+	for _, t := range m.Tensors() {
+		b, err := t.Read()
+		ts.Check(err)
+		out[t.Name] = fmt.Sprintf("%s %v %x", t.DType, t.Shape, b)
+	}
+	return out
 }
 
 // near BASE BACK MERGED requires that BACK, made from MERGED, made from BASE, is BASE within the one rounding
@@ -196,14 +206,6 @@ func scriptNear(ts *testscript.TestScript, _ bool, args []string) {
 type stored struct {
 	t tensor.DType
 	v []float32
-}
-
-func (s stored) bits() []uint32 {
-	b := []uint32{uint32(s.t)}
-	for _, x := range s.v {
-		b = append(b, math.Float32bits(x))
-	}
-	return b
 }
 
 // step is an upper bound of the distance between neighbouring values around x.
