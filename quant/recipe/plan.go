@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
-// A Model is what the rules look at.
+// A Model is what the rules look at. Layers of 0 are counted in the names of the tensors.
 type Model struct {
 	Path    string // for findings
 	Arch    string // general.architecture
@@ -81,6 +81,13 @@ type Plan struct {
 // quant.no_fallback_type where rows do not divide into blocks and nothing stands in for the type, and
 // quant.bad_layer where a rule depends on a layer number that the model does not have.
 func NewPlan(r Recipe, m *Model, opt Options) (*Plan, error) {
+	if m.Layers == 0 {
+		counted := *m
+		for _, t := range m.Tensors {
+			counted.Layers = max(counted.Layers, layerOf(t.Name)+1)
+		}
+		m = &counted
+	}
 	p := planner{recipe: r, model: m, opt: opt, tied: true}
 	for _, t := range m.Tensors {
 		switch categoryOf(t.Name) {

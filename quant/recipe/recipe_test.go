@@ -150,6 +150,21 @@ func TestFallbacks(t *testing.T) {
 	}
 }
 
+// Without a number of layers, the names tell it.
+func TestCountedLayers(t *testing.T) {
+	m := llama(16, 256)
+	want := types(t, "Q4_K_M", m, Options{})
+	m.Layers = 0
+	for name, d := range types(t, "Q4_K_M", m, Options{}) {
+		if d != want[name] {
+			t.Errorf("%s is %s, want %s", name, d, want[name])
+		}
+	}
+	if want["blk.0.ffn_down.weight"] != tensor.Q6_K || want["blk.2.ffn_down.weight"] != tensor.Q4_K {
+		t.Errorf("blk.0 %s, blk.2 %s", want["blk.0.ffn_down.weight"], want["blk.2.ffn_down.weight"])
+	}
+}
+
 // A mixture of experts takes the layer from the name, which must then be one.
 func TestBadLayer(t *testing.T) {
 	m := llama(2, 256)
