@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -120,11 +121,11 @@ var codecs = [...]Codec{
 	tensor.F8E4M3FNUZ: {decode: e4m3fnuz.decode, encode: e4m3fnuz.encode},
 	tensor.F8E5M2FNUZ: {decode: e5m2fnuz.decode, encode: e5m2fnuz.encode},
 
-	tensor.Q4_0:    {decode: blocks(32, 18, decodeQ4_0), encode: toBlocks(32, 18, encodeQ4_0), weigh: toWeighedRows(18, weighQ4_0)},
-	tensor.Q4_1:    {decode: blocks(32, 20, decodeQ4_1), encode: toBlocks(32, 20, encodeQ4_1), weigh: toWeighedRows(20, weighQ4_1)},
-	tensor.Q5_0:    {decode: blocks(32, 22, decodeQ5_0), encode: toBlocks(32, 22, encodeQ5_0), weigh: toWeighedRows(22, weighQ5_0)},
-	tensor.Q5_1:    {decode: blocks(32, 24, decodeQ5_1), encode: toBlocks(32, 24, encodeQ5_1), weigh: toWeighedRows(24, weighQ5_1)},
-	tensor.Q8_0:    {decode: blocks(32, 34, decodeQ8_0), encode: toBlocks(32, 34, encodeQ8_0)},
+	tensor.Q4_0:    {decode: blocks(32, 18, decodeQ4_0), encode: toQuickBlocks(18, kernel.QuickQ4_0, encodeQ4_0), weigh: toWeighedRows(18, weighQ4_0)},
+	tensor.Q4_1:    {decode: blocks(32, 20, decodeQ4_1), encode: toQuickBlocks(20, kernel.QuickQ4_1, encodeQ4_1), weigh: toWeighedRows(20, weighQ4_1)},
+	tensor.Q5_0:    {decode: blocks(32, 22, decodeQ5_0), encode: toQuickBlocks(22, kernel.QuickQ5_0, encodeQ5_0), weigh: toWeighedRows(22, weighQ5_0)},
+	tensor.Q5_1:    {decode: blocks(32, 24, decodeQ5_1), encode: toQuickBlocks(24, kernel.QuickQ5_1, encodeQ5_1), weigh: toWeighedRows(24, weighQ5_1)},
+	tensor.Q8_0:    {decode: blocks(32, 34, decodeQ8_0), encode: toQuickBlocks(34, kernel.QuickQ8_0, encodeQ8_0)},
 	tensor.Q2_K:    {decode: blocks(256, 84, decodeQ2_K), encode: toBlocks(256, 84, encodeQ2_K), weigh: toWeighedBlocks(256, 84, weighQ2_K)},
 	tensor.Q3_K:    {decode: blocks(256, 110, decodeQ3_K), encode: toBlocks(256, 110, encodeQ3_K), weigh: toWeighedBlocks(256, 110, weighQ3_K)},
 	tensor.Q4_K:    {decode: blocks(256, 144, decodeQ4_K), encode: toBlocks(256, 144, encodeQ4_K), weigh: toWeighedBlocks(256, 144, weighQ4_K)},
@@ -141,7 +142,7 @@ var codecs = [...]Codec{
 	tensor.IQ4_XS:  {decode: blocks(256, 136, decodeIQ4_XS), encode: toBlocks(256, 136, encodeIQ4_XS), weigh: toWeighedBlocks(256, 136, weighIQ4_XS)},
 	tensor.TQ1_0:   {decode: blocks(256, 54, decodeTQ1_0), encode: toBlocks(256, 54, encodeTQ1_0)},
 	tensor.TQ2_0:   {decode: blocks(256, 66, decodeTQ2_0), encode: toBlocks(256, 66, encodeTQ2_0)},
-	tensor.MXFP4:   {decode: blocks(32, 17, decodeMXFP4), encode: toBlocks(32, 17, encodeMXFP4)},
+	tensor.MXFP4:   {decode: blocks(32, 17, decodeMXFP4), encode: toQuickBlocks(17, kernel.QuickMXFP4, encodeMXFP4)},
 	tensor.NVFP4:   {decode: blocks(64, 36, decodeNVFP4), encode: toBlocks(64, 36, encodeNVFP4)},
 	tensor.Q1_0:    {decode: blocks(128, 18, decodeQ1_0), encode: toBlocks(128, 18, encodeQ1_0)},
 	tensor.Q2_0:    {decode: blocks(64, 18, decodeQ2_0), encode: toBlocks(64, 18, encodeQ2_0)},

@@ -29,3 +29,5 @@ func quantize(codes *[256]byte, x *[256]float32, size int, steps, offsets *PerGr
 func descend(g *Groups, fit *SymmetricFit) { descendGo(g, fit) }
 
 func magnitudeBits(x []float32) uint32 { return magnitudeGo(x) }
+
+func quickLeft(_ Quick, _ []byte, _ []float32, blocks int) int { return blocks }

@@ -102,3 +102,39 @@ func quantizeAVX2(codes *byte, x *float32, steps *float32, offsets *float32, low
 //
 //go:noescape
 func magnitudeAVX2(x *float32, groups int) uint32
+
+// encodeQ8_0AVX2 encodes blocks of Q8_0, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeQ8_0AVX2(dst *byte, src *float32, blocks int) (left int)
+
+// encodeQ4_0AVX2 encodes blocks of Q4_0, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeQ4_0AVX2(dst *byte, src *float32, blocks int) (left int)
+
+// encodeQ5_0AVX2 encodes blocks of Q5_0, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeQ5_0AVX2(dst *byte, src *float32, blocks int) (left int)
+
+// encodeQ4_1AVX2 encodes blocks of Q4_1, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeQ4_1AVX2(dst *byte, src *float32, blocks int) (left int)
+
+// encodeQ5_1AVX2 encodes blocks of Q5_1, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeQ5_1AVX2(dst *byte, src *float32, blocks int) (left int)
+
+// encodeMXFP4AVX2 encodes blocks of MXFP4, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeMXFP4AVX2(dst *byte, src *float32, blocks int) (left int)

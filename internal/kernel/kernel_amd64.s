@@ -1627,16 +1627,6 @@ DATA lanes_c0900000<>+24(SB)/4, $0xc0900000
 DATA lanes_c0900000<>+28(SB)/4, $0xc0900000
 GLOBL lanes_c0900000<>(SB), RODATA|NOPTR, $32
 
-DATA unpackOrder<>+0(SB)/4, $0x00000000
-DATA unpackOrder<>+4(SB)/4, $0x00000004
-DATA unpackOrder<>+8(SB)/4, $0x00000001
-DATA unpackOrder<>+12(SB)/4, $0x00000005
-DATA unpackOrder<>+16(SB)/4, $0x00000002
-DATA unpackOrder<>+20(SB)/4, $0x00000006
-DATA unpackOrder<>+24(SB)/4, $0x00000003
-DATA unpackOrder<>+28(SB)/4, $0x00000007
-GLOBL unpackOrder<>(SB), RODATA|NOPTR, $32
-
 // func quantizeAVX2(codes *byte, x *float32, steps *float32, offsets *float32, low int32, high int32)
 // Requires: AVX, AVX2
 TEXT ·quantizeAVX2(SB), NOSPLIT, $0-40
@@ -1700,6 +1690,16 @@ next:
 	VZEROUPPER
 	RET
 
+DATA unpackOrder<>+0(SB)/4, $0x00000000
+DATA unpackOrder<>+4(SB)/4, $0x00000004
+DATA unpackOrder<>+8(SB)/4, $0x00000001
+DATA unpackOrder<>+12(SB)/4, $0x00000005
+DATA unpackOrder<>+16(SB)/4, $0x00000002
+DATA unpackOrder<>+20(SB)/4, $0x00000006
+DATA unpackOrder<>+24(SB)/4, $0x00000003
+DATA unpackOrder<>+28(SB)/4, $0x00000007
+GLOBL unpackOrder<>(SB), RODATA|NOPTR, $32
+
 // func magnitudeAVX2(x *float32, groups int) uint32
 // Requires: AVX, AVX2
 TEXT ·magnitudeAVX2(SB), NOSPLIT, $0-20
@@ -1736,3 +1736,939 @@ next:
 	MOVL         AX, ret+16(FP)
 	VZEROUPPER
 	RET
+
+// func encodeQ8_0AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2, F16C
+TEXT ·encodeQ8_0AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	VMOVUPS    (CX), Y0
+	VMOVUPS    32(CX), Y1
+	VMOVUPS    64(CX), Y2
+	VMOVUPS    96(CX), Y3
+	VANDPS     lanes_7fffffff<>+0(SB), Y0, Y4
+	VANDPS     lanes_7fffffff<>+0(SB), Y1, Y5
+	VPMAXUD    Y5, Y4, Y4
+	VANDPS     lanes_7fffffff<>+0(SB), Y2, Y5
+	VPMAXUD    Y5, Y4, Y4
+	VANDPS     lanes_7fffffff<>+0(SB), Y3, Y5
+	VPMAXUD    Y5, Y4, Y4
+	VPERM2F128 $0x01, Y4, Y4, Y5
+	VPMAXUD    Y5, Y4, Y4
+	VPERMILPS  $0x4e, Y4, Y5
+	VPMAXUD    Y5, Y4, Y4
+	VPERMILPS  $0xb1, Y4, Y5
+	VPMAXUD    Y5, Y4, Y4
+	VMOVD      X4, BX
+	CMPL       BX, $0x7f800000
+	JAE        stop
+	VDIVPS     lanes_42fe0000<>+0(SB), Y4, Y4
+	VCVTPS2PH  $0x00, X4, X5
+	VMOVD      X5, BX
+	MOVL       BX, SI
+	ANDL       $0x00007c00, SI
+	CMPL       SI, $0x00007c00
+	JEQ        stop
+	MOVW       BX, (AX)
+	VMOVUPS    lanes_3f800000<>+0(SB), Y5
+	VDIVPS     Y4, Y5, Y5
+	VCMPPS     $0x04, lanes_0<>+0(SB), Y4, Y4
+	VANDPS     Y4, Y5, Y5
+	VCMPPS     $0x11, lanes_7f800000<>+0(SB), Y5, Y4
+	VANDPS     Y4, Y5, Y5
+	VMULPS     Y5, Y0, Y0
+	VANDPS     lanes_80000000<>+0(SB), Y0, Y4
+	VORPS      lanes_3effffff<>+0(SB), Y4, Y4
+	VADDPS     Y4, Y0, Y0
+	VCVTTPS2DQ Y0, Y0
+	VMULPS     Y5, Y1, Y1
+	VANDPS     lanes_80000000<>+0(SB), Y1, Y4
+	VORPS      lanes_3effffff<>+0(SB), Y4, Y4
+	VADDPS     Y4, Y1, Y1
+	VCVTTPS2DQ Y1, Y1
+	VMULPS     Y5, Y2, Y2
+	VANDPS     lanes_80000000<>+0(SB), Y2, Y4
+	VORPS      lanes_3effffff<>+0(SB), Y4, Y4
+	VADDPS     Y4, Y2, Y2
+	VCVTTPS2DQ Y2, Y2
+	VMULPS     Y5, Y3, Y3
+	VANDPS     lanes_80000000<>+0(SB), Y3, Y4
+	VORPS      lanes_3effffff<>+0(SB), Y4, Y4
+	VADDPS     Y4, Y3, Y3
+	VCVTTPS2DQ Y3, Y3
+	VPACKSSDW  Y1, Y0, Y0
+	VPACKSSDW  Y3, Y2, Y2
+	VPACKSSWB  Y2, Y0, Y0
+	VMOVDQU    unpackOrder<>+0(SB), Y1
+	VPERMD     Y0, Y1, Y0
+	VMOVDQU    Y0, 2(AX)
+	ADDQ       $0x22, AX
+	ADDQ       $0x00000080, CX
+	DECQ       DX
+	JNZ        next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_42fe0000<>+0(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+4(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+8(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+12(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+16(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+20(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+24(SB)/4, $0x42fe0000
+DATA lanes_42fe0000<>+28(SB)/4, $0x42fe0000
+GLOBL lanes_42fe0000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_7f800000<>+0(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+4(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+8(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+12(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+16(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+20(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+24(SB)/4, $0x7f800000
+DATA lanes_7f800000<>+28(SB)/4, $0x7f800000
+GLOBL lanes_7f800000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_3effffff<>+0(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+4(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+8(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+12(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+16(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+20(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+24(SB)/4, $0x3effffff
+DATA lanes_3effffff<>+28(SB)/4, $0x3effffff
+GLOBL lanes_3effffff<>(SB), RODATA|NOPTR, $32
+
+// func encodeQ4_0AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2, F16C
+TEXT ·encodeQ4_0AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	VMOVUPS      (CX), Y0
+	VMOVUPS      32(CX), Y1
+	VMOVUPS      64(CX), Y2
+	VMOVUPS      96(CX), Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERM2F128   $0x01, Y4, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VMOVD        X4, BX
+	CMPL         BX, $0x7f800000
+	JAE          stop
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, BX
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	BSFL         BX, BX
+	VBROADCASTSS (CX)(BX*4), Y4
+	VADDPS       lanes_0<>+0(SB), Y4, Y4
+	VDIVPS       lanes_c1000000<>+0(SB), Y4, Y4
+	VCVTPS2PH    $0x00, X4, X5
+	VMOVD        X5, BX
+	MOVL         BX, SI
+	ANDL         $0x00007c00, SI
+	CMPL         SI, $0x00007c00
+	JEQ          stop
+	MOVW         BX, (AX)
+	VMOVUPS      lanes_3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VCMPPS       $0x04, lanes_0<>+0(SB), Y4, Y4
+	VANDPS       Y4, Y5, Y5
+	VMULPS       Y5, Y0, Y0
+	VADDPS       lanes_41080000<>+0(SB), Y0, Y0
+	VCVTTPS2DQ   Y0, Y0
+	VPSLLD       $0x18, Y0, Y0
+	VPSRAD       $0x18, Y0, Y0
+	VPMINSD      lanes_f<>+0(SB), Y0, Y0
+	VMULPS       Y5, Y1, Y1
+	VADDPS       lanes_41080000<>+0(SB), Y1, Y1
+	VCVTTPS2DQ   Y1, Y1
+	VPSLLD       $0x18, Y1, Y1
+	VPSRAD       $0x18, Y1, Y1
+	VPMINSD      lanes_f<>+0(SB), Y1, Y1
+	VMULPS       Y5, Y2, Y2
+	VADDPS       lanes_41080000<>+0(SB), Y2, Y2
+	VCVTTPS2DQ   Y2, Y2
+	VPSLLD       $0x18, Y2, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPMINSD      lanes_f<>+0(SB), Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VADDPS       lanes_41080000<>+0(SB), Y3, Y3
+	VCVTTPS2DQ   Y3, Y3
+	VPSLLD       $0x18, Y3, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPMINSD      lanes_f<>+0(SB), Y3, Y3
+	VPAND        lanes_f<>+0(SB), Y0, Y0
+	VPAND        lanes_f<>+0(SB), Y1, Y1
+	VPAND        lanes_f<>+0(SB), Y2, Y2
+	VPAND        lanes_f<>+0(SB), Y3, Y3
+	VPSLLD       $0x04, Y2, Y2
+	VPOR         Y2, Y0, Y0
+	VPSLLD       $0x04, Y3, Y3
+	VPOR         Y3, Y1, Y1
+	VPACKUSDW    Y1, Y0, Y0
+	VPERMQ       $0xd8, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSWB    X1, X0, X1
+	VMOVDQU      X1, 2(AX)
+	ADDQ         $0x12, AX
+	ADDQ         $0x00000080, CX
+	DECQ         DX
+	JNZ          next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_c1000000<>+0(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+4(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+8(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+12(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+16(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+20(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+24(SB)/4, $0xc1000000
+DATA lanes_c1000000<>+28(SB)/4, $0xc1000000
+GLOBL lanes_c1000000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_41080000<>+0(SB)/4, $0x41080000
+DATA lanes_41080000<>+4(SB)/4, $0x41080000
+DATA lanes_41080000<>+8(SB)/4, $0x41080000
+DATA lanes_41080000<>+12(SB)/4, $0x41080000
+DATA lanes_41080000<>+16(SB)/4, $0x41080000
+DATA lanes_41080000<>+20(SB)/4, $0x41080000
+DATA lanes_41080000<>+24(SB)/4, $0x41080000
+DATA lanes_41080000<>+28(SB)/4, $0x41080000
+GLOBL lanes_41080000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_f<>+0(SB)/4, $0x0000000f
+DATA lanes_f<>+4(SB)/4, $0x0000000f
+DATA lanes_f<>+8(SB)/4, $0x0000000f
+DATA lanes_f<>+12(SB)/4, $0x0000000f
+DATA lanes_f<>+16(SB)/4, $0x0000000f
+DATA lanes_f<>+20(SB)/4, $0x0000000f
+DATA lanes_f<>+24(SB)/4, $0x0000000f
+DATA lanes_f<>+28(SB)/4, $0x0000000f
+GLOBL lanes_f<>(SB), RODATA|NOPTR, $32
+
+// func encodeQ5_0AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2, F16C
+TEXT ·encodeQ5_0AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	VMOVUPS      (CX), Y0
+	VMOVUPS      32(CX), Y1
+	VMOVUPS      64(CX), Y2
+	VMOVUPS      96(CX), Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERM2F128   $0x01, Y4, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VMOVD        X4, BX
+	CMPL         BX, $0x7f800000
+	JAE          stop
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, BX
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y5
+	VPCMPEQD     Y4, Y5, Y5
+	VMOVMSKPS    Y5, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	BSFL         BX, BX
+	VBROADCASTSS (CX)(BX*4), Y4
+	VADDPS       lanes_0<>+0(SB), Y4, Y4
+	VDIVPS       lanes_c1800000<>+0(SB), Y4, Y4
+	VCVTPS2PH    $0x00, X4, X5
+	VMOVD        X5, BX
+	MOVL         BX, SI
+	ANDL         $0x00007c00, SI
+	CMPL         SI, $0x00007c00
+	JEQ          stop
+	MOVW         BX, (AX)
+	VMOVUPS      lanes_3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VCMPPS       $0x04, lanes_0<>+0(SB), Y4, Y4
+	VANDPS       Y4, Y5, Y5
+	VMULPS       Y5, Y0, Y0
+	VADDPS       lanes_41840000<>+0(SB), Y0, Y0
+	VCVTTPS2DQ   Y0, Y0
+	VPSLLD       $0x18, Y0, Y0
+	VPSRAD       $0x18, Y0, Y0
+	VPMINSD      lanes_1f<>+0(SB), Y0, Y0
+	VMULPS       Y5, Y1, Y1
+	VADDPS       lanes_41840000<>+0(SB), Y1, Y1
+	VCVTTPS2DQ   Y1, Y1
+	VPSLLD       $0x18, Y1, Y1
+	VPSRAD       $0x18, Y1, Y1
+	VPMINSD      lanes_1f<>+0(SB), Y1, Y1
+	VMULPS       Y5, Y2, Y2
+	VADDPS       lanes_41840000<>+0(SB), Y2, Y2
+	VCVTTPS2DQ   Y2, Y2
+	VPSLLD       $0x18, Y2, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPMINSD      lanes_1f<>+0(SB), Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VADDPS       lanes_41840000<>+0(SB), Y3, Y3
+	VCVTTPS2DQ   Y3, Y3
+	VPSLLD       $0x18, Y3, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPMINSD      lanes_1f<>+0(SB), Y3, Y3
+	VPSLLD       $0x1b, Y3, Y4
+	VMOVMSKPS    Y4, BX
+	VPSLLD       $0x1b, Y2, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VPSLLD       $0x1b, Y1, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VPSLLD       $0x1b, Y0, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	MOVL         BX, 2(AX)
+	VPAND        lanes_f<>+0(SB), Y0, Y0
+	VPAND        lanes_f<>+0(SB), Y1, Y1
+	VPAND        lanes_f<>+0(SB), Y2, Y2
+	VPAND        lanes_f<>+0(SB), Y3, Y3
+	VPSLLD       $0x04, Y2, Y2
+	VPOR         Y2, Y0, Y0
+	VPSLLD       $0x04, Y3, Y3
+	VPOR         Y3, Y1, Y1
+	VPACKUSDW    Y1, Y0, Y0
+	VPERMQ       $0xd8, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSWB    X1, X0, X1
+	VMOVDQU      X1, 6(AX)
+	ADDQ         $0x16, AX
+	ADDQ         $0x00000080, CX
+	DECQ         DX
+	JNZ          next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_c1800000<>+0(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+4(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+8(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+12(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+16(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+20(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+24(SB)/4, $0xc1800000
+DATA lanes_c1800000<>+28(SB)/4, $0xc1800000
+GLOBL lanes_c1800000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_41840000<>+0(SB)/4, $0x41840000
+DATA lanes_41840000<>+4(SB)/4, $0x41840000
+DATA lanes_41840000<>+8(SB)/4, $0x41840000
+DATA lanes_41840000<>+12(SB)/4, $0x41840000
+DATA lanes_41840000<>+16(SB)/4, $0x41840000
+DATA lanes_41840000<>+20(SB)/4, $0x41840000
+DATA lanes_41840000<>+24(SB)/4, $0x41840000
+DATA lanes_41840000<>+28(SB)/4, $0x41840000
+GLOBL lanes_41840000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_1f<>+0(SB)/4, $0x0000001f
+DATA lanes_1f<>+4(SB)/4, $0x0000001f
+DATA lanes_1f<>+8(SB)/4, $0x0000001f
+DATA lanes_1f<>+12(SB)/4, $0x0000001f
+DATA lanes_1f<>+16(SB)/4, $0x0000001f
+DATA lanes_1f<>+20(SB)/4, $0x0000001f
+DATA lanes_1f<>+24(SB)/4, $0x0000001f
+DATA lanes_1f<>+28(SB)/4, $0x0000001f
+GLOBL lanes_1f<>(SB), RODATA|NOPTR, $32
+
+// func encodeQ4_1AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2, F16C
+TEXT ·encodeQ4_1AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	VMOVUPS      (CX), Y0
+	VMOVUPS      32(CX), Y1
+	VMOVUPS      64(CX), Y2
+	VMOVUPS      96(CX), Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERM2F128   $0x01, Y4, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VMOVD        X4, BX
+	CMPL         BX, $0x7f800000
+	JAE          stop
+	VMINPS       Y1, Y0, Y4
+	VMAXPS       Y1, Y0, Y5
+	VMINPS       Y2, Y4, Y4
+	VMAXPS       Y2, Y5, Y5
+	VMINPS       Y3, Y4, Y4
+	VMAXPS       Y3, Y5, Y5
+	VPERM2F128   $0x01, Y4, Y4, Y6
+	VMINPS       Y6, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y6
+	VMINPS       Y6, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y6
+	VMINPS       Y6, Y4, Y4
+	VPERM2F128   $0x01, Y5, Y5, Y6
+	VMAXPS       Y6, Y5, Y5
+	VPERMILPS    $0x4e, Y5, Y6
+	VMAXPS       Y6, Y5, Y5
+	VPERMILPS    $0xb1, Y5, Y6
+	VMAXPS       Y6, Y5, Y5
+	VCMPPS       $0x00, Y4, Y3, Y6
+	VMOVMSKPS    Y6, BX
+	VCMPPS       $0x00, Y4, Y2, Y6
+	VMOVMSKPS    Y6, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VCMPPS       $0x00, Y4, Y1, Y6
+	VMOVMSKPS    Y6, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VCMPPS       $0x00, Y4, Y0, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	BSFL         BX, BX
+	VBROADCASTSS (CX)(BX*4), Y4
+	VSUBPS       Y4, Y5, Y5
+	VADDPS       lanes_0<>+0(SB), Y5, Y5
+	VDIVPS       lanes_41700000<>+0(SB), Y5, Y5
+	VCVTPS2PH    $0x00, X5, X6
+	VMOVD        X6, BX
+	MOVL         BX, SI
+	ANDL         $0x00007c00, SI
+	CMPL         SI, $0x00007c00
+	JEQ          stop
+	MOVW         BX, (AX)
+	VCVTPS2PH    $0x00, X4, X6
+	VMOVD        X6, BX
+	MOVL         BX, SI
+	ANDL         $0x00007c00, SI
+	CMPL         SI, $0x00007c00
+	JEQ          stop
+	MOVW         BX, 2(AX)
+	VMOVUPS      lanes_3f800000<>+0(SB), Y6
+	VDIVPS       Y5, Y6, Y6
+	VCMPPS       $0x04, lanes_0<>+0(SB), Y5, Y5
+	VANDPS       Y5, Y6, Y6
+	VSUBPS       Y4, Y0, Y0
+	VMULPS       Y6, Y0, Y0
+	VADDPS       lanes_3f000000<>+0(SB), Y0, Y0
+	VCVTTPS2DQ   Y0, Y0
+	VPSLLD       $0x18, Y0, Y0
+	VPSRAD       $0x18, Y0, Y0
+	VPMINSD      lanes_f<>+0(SB), Y0, Y0
+	VSUBPS       Y4, Y1, Y1
+	VMULPS       Y6, Y1, Y1
+	VADDPS       lanes_3f000000<>+0(SB), Y1, Y1
+	VCVTTPS2DQ   Y1, Y1
+	VPSLLD       $0x18, Y1, Y1
+	VPSRAD       $0x18, Y1, Y1
+	VPMINSD      lanes_f<>+0(SB), Y1, Y1
+	VSUBPS       Y4, Y2, Y2
+	VMULPS       Y6, Y2, Y2
+	VADDPS       lanes_3f000000<>+0(SB), Y2, Y2
+	VCVTTPS2DQ   Y2, Y2
+	VPSLLD       $0x18, Y2, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPMINSD      lanes_f<>+0(SB), Y2, Y2
+	VSUBPS       Y4, Y3, Y3
+	VMULPS       Y6, Y3, Y3
+	VADDPS       lanes_3f000000<>+0(SB), Y3, Y3
+	VCVTTPS2DQ   Y3, Y3
+	VPSLLD       $0x18, Y3, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPMINSD      lanes_f<>+0(SB), Y3, Y3
+	VPAND        lanes_f<>+0(SB), Y0, Y0
+	VPAND        lanes_f<>+0(SB), Y1, Y1
+	VPAND        lanes_f<>+0(SB), Y2, Y2
+	VPAND        lanes_f<>+0(SB), Y3, Y3
+	VPSLLD       $0x04, Y2, Y2
+	VPOR         Y2, Y0, Y0
+	VPSLLD       $0x04, Y3, Y3
+	VPOR         Y3, Y1, Y1
+	VPACKUSDW    Y1, Y0, Y0
+	VPERMQ       $0xd8, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSWB    X1, X0, X1
+	VMOVDQU      X1, 4(AX)
+	ADDQ         $0x14, AX
+	ADDQ         $0x00000080, CX
+	DECQ         DX
+	JNZ          next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_41700000<>+0(SB)/4, $0x41700000
+DATA lanes_41700000<>+4(SB)/4, $0x41700000
+DATA lanes_41700000<>+8(SB)/4, $0x41700000
+DATA lanes_41700000<>+12(SB)/4, $0x41700000
+DATA lanes_41700000<>+16(SB)/4, $0x41700000
+DATA lanes_41700000<>+20(SB)/4, $0x41700000
+DATA lanes_41700000<>+24(SB)/4, $0x41700000
+DATA lanes_41700000<>+28(SB)/4, $0x41700000
+GLOBL lanes_41700000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_3f000000<>+0(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+4(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+8(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+12(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+16(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+20(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+24(SB)/4, $0x3f000000
+DATA lanes_3f000000<>+28(SB)/4, $0x3f000000
+GLOBL lanes_3f000000<>(SB), RODATA|NOPTR, $32
+
+// func encodeQ5_1AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2, F16C
+TEXT ·encodeQ5_1AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	VMOVUPS      (CX), Y0
+	VMOVUPS      32(CX), Y1
+	VMOVUPS      64(CX), Y2
+	VMOVUPS      96(CX), Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERM2F128   $0x01, Y4, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VMOVD        X4, BX
+	CMPL         BX, $0x7f800000
+	JAE          stop
+	VMINPS       Y1, Y0, Y4
+	VMAXPS       Y1, Y0, Y5
+	VMINPS       Y2, Y4, Y4
+	VMAXPS       Y2, Y5, Y5
+	VMINPS       Y3, Y4, Y4
+	VMAXPS       Y3, Y5, Y5
+	VPERM2F128   $0x01, Y4, Y4, Y6
+	VMINPS       Y6, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y6
+	VMINPS       Y6, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y6
+	VMINPS       Y6, Y4, Y4
+	VPERM2F128   $0x01, Y5, Y5, Y6
+	VMAXPS       Y6, Y5, Y5
+	VPERMILPS    $0x4e, Y5, Y6
+	VMAXPS       Y6, Y5, Y5
+	VPERMILPS    $0xb1, Y5, Y6
+	VMAXPS       Y6, Y5, Y5
+	VCMPPS       $0x00, Y4, Y3, Y6
+	VMOVMSKPS    Y6, BX
+	VCMPPS       $0x00, Y4, Y2, Y6
+	VMOVMSKPS    Y6, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VCMPPS       $0x00, Y4, Y1, Y6
+	VMOVMSKPS    Y6, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VCMPPS       $0x00, Y4, Y0, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	BSFL         BX, BX
+	VBROADCASTSS (CX)(BX*4), Y4
+	VSUBPS       Y4, Y5, Y5
+	VADDPS       lanes_0<>+0(SB), Y5, Y5
+	VDIVPS       lanes_41f80000<>+0(SB), Y5, Y5
+	VCVTPS2PH    $0x00, X5, X6
+	VMOVD        X6, BX
+	MOVL         BX, SI
+	ANDL         $0x00007c00, SI
+	CMPL         SI, $0x00007c00
+	JEQ          stop
+	MOVW         BX, (AX)
+	VCVTPS2PH    $0x00, X4, X6
+	VMOVD        X6, BX
+	MOVL         BX, SI
+	ANDL         $0x00007c00, SI
+	CMPL         SI, $0x00007c00
+	JEQ          stop
+	MOVW         BX, 2(AX)
+	VMOVUPS      lanes_3f800000<>+0(SB), Y6
+	VDIVPS       Y5, Y6, Y6
+	VCMPPS       $0x04, lanes_0<>+0(SB), Y5, Y5
+	VANDPS       Y5, Y6, Y6
+	VSUBPS       Y4, Y0, Y0
+	VMULPS       Y6, Y0, Y0
+	VADDPS       lanes_3f000000<>+0(SB), Y0, Y0
+	VCVTTPS2DQ   Y0, Y0
+	VPSLLD       $0x18, Y0, Y0
+	VPSRAD       $0x18, Y0, Y0
+	VSUBPS       Y4, Y1, Y1
+	VMULPS       Y6, Y1, Y1
+	VADDPS       lanes_3f000000<>+0(SB), Y1, Y1
+	VCVTTPS2DQ   Y1, Y1
+	VPSLLD       $0x18, Y1, Y1
+	VPSRAD       $0x18, Y1, Y1
+	VSUBPS       Y4, Y2, Y2
+	VMULPS       Y6, Y2, Y2
+	VADDPS       lanes_3f000000<>+0(SB), Y2, Y2
+	VCVTTPS2DQ   Y2, Y2
+	VPSLLD       $0x18, Y2, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VSUBPS       Y4, Y3, Y3
+	VMULPS       Y6, Y3, Y3
+	VADDPS       lanes_3f000000<>+0(SB), Y3, Y3
+	VCVTTPS2DQ   Y3, Y3
+	VPSLLD       $0x18, Y3, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSLLD       $0x1b, Y3, Y4
+	VMOVMSKPS    Y4, BX
+	VPSLLD       $0x1b, Y2, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VPSLLD       $0x1b, Y1, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	VPSLLD       $0x1b, Y0, Y4
+	VMOVMSKPS    Y4, SI
+	SHLL         $0x08, BX
+	ORL          SI, BX
+	MOVL         BX, 4(AX)
+	VPAND        lanes_f<>+0(SB), Y0, Y0
+	VPAND        lanes_f<>+0(SB), Y1, Y1
+	VPAND        lanes_f<>+0(SB), Y2, Y2
+	VPAND        lanes_f<>+0(SB), Y3, Y3
+	VPSLLD       $0x04, Y2, Y2
+	VPOR         Y2, Y0, Y0
+	VPSLLD       $0x04, Y3, Y3
+	VPOR         Y3, Y1, Y1
+	VPACKUSDW    Y1, Y0, Y0
+	VPERMQ       $0xd8, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSWB    X1, X0, X1
+	VMOVDQU      X1, 8(AX)
+	ADDQ         $0x18, AX
+	ADDQ         $0x00000080, CX
+	DECQ         DX
+	JNZ          next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_41f80000<>+0(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+4(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+8(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+12(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+16(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+20(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+24(SB)/4, $0x41f80000
+DATA lanes_41f80000<>+28(SB)/4, $0x41f80000
+GLOBL lanes_41f80000<>(SB), RODATA|NOPTR, $32
+
+// func encodeMXFP4AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2
+TEXT ·encodeMXFP4AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	VMOVUPS      (CX), Y0
+	VMOVUPS      32(CX), Y1
+	VMOVUPS      64(CX), Y2
+	VMOVUPS      96(CX), Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y2, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERM2F128   $0x01, Y4, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0x4e, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VPERMILPS    $0xb1, Y4, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VMOVD        X4, BX
+	CMPL         BX, $0x7f800000
+	JAE          stop
+	VMOVD        X4, BX
+	MOVL         BX, SI
+	ANDL         $0x007fffff, SI
+	CMPL         SI, $0x007fff00
+	JAE          stop
+	SHRL         $0x17, BX
+	SUBL         $0x02, BX
+	CMPL         BX, $+28
+	JLT          stop
+	MOVB         BL, (AX)
+	MOVL         $0x000000ff, SI
+	SUBL         BX, SI
+	SHLL         $0x17, SI
+	VMOVD        SI, X4
+	VPBROADCASTD X4, Y4
+	VMULPS       Y4, Y0, Y5
+	VANDPS       lanes_7fffffff<>+0(SB), Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VCMPPS       $0x1e, lanes_3f000000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_3fc00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40200000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40600000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40a00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40e00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_41200000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VPXOR        Y5, Y5, Y5
+	VPCMPGTD     Y5, Y6, Y7
+	VPSRAD       $0x1f, Y0, Y0
+	VPAND        Y7, Y0, Y0
+	VPAND        lanes_8<>+0(SB), Y0, Y0
+	VPOR         Y6, Y0, Y0
+	VMULPS       Y4, Y1, Y5
+	VANDPS       lanes_7fffffff<>+0(SB), Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VCMPPS       $0x1e, lanes_3f000000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_3fc00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40200000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40600000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40a00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40e00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_41200000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VPXOR        Y5, Y5, Y5
+	VPCMPGTD     Y5, Y6, Y7
+	VPSRAD       $0x1f, Y1, Y1
+	VPAND        Y7, Y1, Y1
+	VPAND        lanes_8<>+0(SB), Y1, Y1
+	VPOR         Y6, Y1, Y1
+	VMULPS       Y4, Y2, Y5
+	VANDPS       lanes_7fffffff<>+0(SB), Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VCMPPS       $0x1e, lanes_3f000000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_3fc00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40200000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40600000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40a00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_40e00000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VCMPPS       $0x1e, lanes_41200000<>+0(SB), Y5, Y7
+	VPSUBD       Y7, Y6, Y6
+	VPXOR        Y5, Y5, Y5
+	VPCMPGTD     Y5, Y6, Y7
+	VPSRAD       $0x1f, Y2, Y2
+	VPAND        Y7, Y2, Y2
+	VPAND        lanes_8<>+0(SB), Y2, Y2
+	VPOR         Y6, Y2, Y2
+	VMULPS       Y4, Y3, Y4
+	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VCMPPS       $0x1e, lanes_3f000000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VCMPPS       $0x1e, lanes_3fc00000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VCMPPS       $0x1e, lanes_40200000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VCMPPS       $0x1e, lanes_40600000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VCMPPS       $0x1e, lanes_40a00000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VCMPPS       $0x1e, lanes_40e00000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VCMPPS       $0x1e, lanes_41200000<>+0(SB), Y4, Y6
+	VPSUBD       Y6, Y5, Y5
+	VPXOR        Y4, Y4, Y4
+	VPCMPGTD     Y4, Y5, Y6
+	VPSRAD       $0x1f, Y3, Y3
+	VPAND        Y6, Y3, Y3
+	VPAND        lanes_8<>+0(SB), Y3, Y3
+	VPOR         Y5, Y3, Y3
+	VPAND        lanes_f<>+0(SB), Y0, Y0
+	VPAND        lanes_f<>+0(SB), Y1, Y1
+	VPAND        lanes_f<>+0(SB), Y2, Y2
+	VPAND        lanes_f<>+0(SB), Y3, Y3
+	VPSLLD       $0x04, Y2, Y2
+	VPOR         Y2, Y0, Y0
+	VPSLLD       $0x04, Y3, Y3
+	VPOR         Y3, Y1, Y1
+	VPACKUSDW    Y1, Y0, Y0
+	VPERMQ       $0xd8, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSWB    X1, X0, X1
+	VMOVDQU      X1, 1(AX)
+	ADDQ         $0x11, AX
+	ADDQ         $0x00000080, CX
+	DECQ         DX
+	JNZ          next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA lanes_3fc00000<>+0(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+4(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+8(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+12(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+16(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+20(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+24(SB)/4, $0x3fc00000
+DATA lanes_3fc00000<>+28(SB)/4, $0x3fc00000
+GLOBL lanes_3fc00000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_40200000<>+0(SB)/4, $0x40200000
+DATA lanes_40200000<>+4(SB)/4, $0x40200000
+DATA lanes_40200000<>+8(SB)/4, $0x40200000
+DATA lanes_40200000<>+12(SB)/4, $0x40200000
+DATA lanes_40200000<>+16(SB)/4, $0x40200000
+DATA lanes_40200000<>+20(SB)/4, $0x40200000
+DATA lanes_40200000<>+24(SB)/4, $0x40200000
+DATA lanes_40200000<>+28(SB)/4, $0x40200000
+GLOBL lanes_40200000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_40600000<>+0(SB)/4, $0x40600000
+DATA lanes_40600000<>+4(SB)/4, $0x40600000
+DATA lanes_40600000<>+8(SB)/4, $0x40600000
+DATA lanes_40600000<>+12(SB)/4, $0x40600000
+DATA lanes_40600000<>+16(SB)/4, $0x40600000
+DATA lanes_40600000<>+20(SB)/4, $0x40600000
+DATA lanes_40600000<>+24(SB)/4, $0x40600000
+DATA lanes_40600000<>+28(SB)/4, $0x40600000
+GLOBL lanes_40600000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_40a00000<>+0(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+4(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+8(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+12(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+16(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+20(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+24(SB)/4, $0x40a00000
+DATA lanes_40a00000<>+28(SB)/4, $0x40a00000
+GLOBL lanes_40a00000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_40e00000<>+0(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+4(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+8(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+12(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+16(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+20(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+24(SB)/4, $0x40e00000
+DATA lanes_40e00000<>+28(SB)/4, $0x40e00000
+GLOBL lanes_40e00000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_41200000<>+0(SB)/4, $0x41200000
+DATA lanes_41200000<>+4(SB)/4, $0x41200000
+DATA lanes_41200000<>+8(SB)/4, $0x41200000
+DATA lanes_41200000<>+12(SB)/4, $0x41200000
+DATA lanes_41200000<>+16(SB)/4, $0x41200000
+DATA lanes_41200000<>+20(SB)/4, $0x41200000
+DATA lanes_41200000<>+24(SB)/4, $0x41200000
+DATA lanes_41200000<>+28(SB)/4, $0x41200000
+GLOBL lanes_41200000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_8<>+0(SB)/4, $0x00000008
+DATA lanes_8<>+4(SB)/4, $0x00000008
+DATA lanes_8<>+8(SB)/4, $0x00000008
+DATA lanes_8<>+12(SB)/4, $0x00000008
+DATA lanes_8<>+16(SB)/4, $0x00000008
+DATA lanes_8<>+20(SB)/4, $0x00000008
+DATA lanes_8<>+24(SB)/4, $0x00000008
+DATA lanes_8<>+28(SB)/4, $0x00000008
+GLOBL lanes_8<>(SB), RODATA|NOPTR, $32

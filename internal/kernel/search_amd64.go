@@ -140,3 +140,23 @@ func magnitudeBits(x []float32) uint32 {
 	}
 	return max(magnitudeAVX2(&x[0], n/group), magnitudeGo(x[n:]))
 }
+
+func quickLeft(q Quick, dst []byte, src []float32, blocks int) int {
+	if active < avx2 {
+		return blocks
+	}
+	d, s := &dst[0], &src[0]
+	switch q {
+	case QuickQ8_0:
+		return encodeQ8_0AVX2(d, s, blocks)
+	case QuickQ4_0:
+		return encodeQ4_0AVX2(d, s, blocks)
+	case QuickQ5_0:
+		return encodeQ5_0AVX2(d, s, blocks)
+	case QuickQ4_1:
+		return encodeQ4_1AVX2(d, s, blocks)
+	case QuickQ5_1:
+		return encodeQ5_1AVX2(d, s, blocks)
+	}
+	return encodeMXFP4AVX2(d, s, blocks)
+}

@@ -16,6 +16,7 @@ func main() {
 	addPanels(4)
 	addPanels(1)
 	searches()
+	blockEncoders()
 	Generate()
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"sync"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -755,12 +756,17 @@ func nonLinear() {
 	RET()
 }
 
-// quantize emits the last rounding, in the values' own order.
-func quantize() {
-	order := GLOBL("unpackOrder", RODATA|NOPTR)
+// unpackOrder restores the order of four vectors packed to bytes.
+var unpackOrder = sync.OnceValue(func() Mem {
+	m := GLOBL("unpackOrder", RODATA|NOPTR)
 	for i, d := range []uint32{0, 4, 1, 5, 2, 6, 3, 7} {
 		DATA(4*i, U32(d))
 	}
+	return m
+})
+
+// quantize emits the last rounding, in the values' own order.
+func quantize() {
 	TEXT("quantizeAVX2", NOSPLIT, "func(codes *byte, x, steps, offsets *float32, low, high int32)")
 	Doc("quantizeAVX2 is quantizeGo for 256 values, with a step and an offset for each 16.")
 	Pragma("noescape")
@@ -800,7 +806,7 @@ func quantize() {
 	VPACKSSDW(v[3], v[2], v[2])
 	VPACKUSWB(v[2], v[0], v[0])
 	restore := YMM()
-	VMOVDQU(order, restore)
+	VMOVDQU(unpackOrder(), restore)
 	VPERMD(v[0], restore, v[0])
 	VMOVDQU(v[0], Mem{Base: codes})
 	ADDQ(U8(32), codes)
