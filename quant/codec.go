@@ -23,8 +23,8 @@ type Codec struct {
 // A rowEncoder encodes rows of cols elements whose columns matter as importance says.
 type rowEncoder func(dst []byte, src []float32, cols int, importance []float32) error
 
-// Of returns the codec of a type, or false for types that hold no numbers of this kind: integers,
-// packed sub-byte floats, and the types ggml keeps for activations.
+// Of returns the codec of a type, or false for types that hold no numbers of this kind: integers and
+// packed sub-byte floats. The types ggml keeps for activations, Q8_1 and Q8_K, can only be decoded.
 func Of(d tensor.DType) (Codec, bool) {
 	if int(d) >= len(codecs) || codecs[d].decode == nil {
 		return Codec{}, false
@@ -126,6 +126,8 @@ var codecs = [...]Codec{
 	tensor.Q5_0:    {decode: blocks(32, 22, decodeQ5_0), encode: toQuickBlocks(22, kernel.QuickQ5_0, encodeQ5_0), weigh: toWeighedRows(22, weighQ5_0)},
 	tensor.Q5_1:    {decode: blocks(32, 24, decodeQ5_1), encode: toQuickBlocks(24, kernel.QuickQ5_1, encodeQ5_1), weigh: toWeighedRows(24, weighQ5_1)},
 	tensor.Q8_0:    {decode: blocks(32, 34, decodeQ8_0), encode: toQuickBlocks(34, kernel.QuickQ8_0, encodeQ8_0)},
+	tensor.Q8_1:    {decode: blocks(32, 36, decodeQ8_1)},
+	tensor.Q8_K:    {decode: blocks(256, 292, decodeQ8_K)},
 	tensor.Q2_K:    {decode: blocks(256, 84, decodeQ2_K), encode: toBlocks(256, 84, encodeQ2_K), weigh: toWeighedBlocks(256, 84, weighQ2_K)},
 	tensor.Q3_K:    {decode: blocks(256, 110, decodeQ3_K), encode: toBlocks(256, 110, encodeQ3_K), weigh: toWeighedBlocks(256, 110, weighQ3_K)},
 	tensor.Q4_K:    {decode: blocks(256, 144, decodeQ4_K), encode: toBlocks(256, 144, encodeQ4_K), weigh: toWeighedBlocks(256, 144, weighQ4_K)},

@@ -203,13 +203,42 @@ func TestLengths(t *testing.T) {
 }
 
 func TestNoCodec(t *testing.T) {
-	for _, d := range []tensor.DType{tensor.Invalid, tensor.I8, tensor.U64, tensor.F4, tensor.String, tensor.Q8_1, tensor.Q8_K, 255} {
+	for _, d := range []tensor.DType{tensor.Invalid, tensor.I8, tensor.U64, tensor.F4, tensor.String, 255} {
 		if _, ok := Of(d); ok {
 			t.Errorf("type %s has a codec", d)
 		}
 	}
 	if f := finding.Of(mustOf(t, tensor.IQ2_XXS).Encode(make([]byte, 66), make([]float32, 256))); f == nil || f.Code != "quant.needs_importance" {
 		t.Errorf("IQ2_XXS: %v", f)
+	}
+}
+
+// TestActivationTypes: their codes are signed bytes, the sums beside them do not matter.
+func TestActivationTypes(t *testing.T) {
+	for _, c := range []struct {
+		dtype tensor.DType
+		head  []byte
+	}{
+		{tensor.Q8_1, []byte{0x00, 0xb8, 0xff, 0xff}}, {tensor.Q8_K, []byte{0x00, 0x00, 0x00, 0xbf}}, // -0.5
+	} {
+		codec, n := mustOf(t, c.dtype), c.dtype.BlockLen()
+		src, got, want := make([]byte, c.dtype.BlockBytes()), make([]float32, n), make([]float32, n)
+		for i := range src {
+			src[i] = byte(i*7 - len(c.head)*7)
+		}
+		copy(src, c.head)
+		for i := range want {
+			want[i] = -0.5 * float32(int8(i*7))
+		}
+		codec.Decode(got, src)
+		for i := range want {
+			if got[i] != want[i] {
+				t.Errorf("%s: element %d decodes to %v, want %v", c.dtype, i, got[i], want[i])
+			}
+		}
+		if f := finding.Of(codec.Encode(src, got)); f == nil || f.Code != "quant.no_encoder" || codec.CanEncode() || codec.NeedsImportance() {
+			t.Errorf("%s can be encoded (%v)", c.dtype, f)
+		}
 	}
 }
 

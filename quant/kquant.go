@@ -1,5 +1,10 @@
 package quant
 
+import (
+	"encoding/binary"
+	"math"
+)
+
 // The K types: super-blocks of 256 with sub-blocks of 16 or 32, whose scales (and minima) are small
 // integers times a float16 of the super-block.
 
@@ -75,5 +80,14 @@ func decodeQ6_K(y []float32, b []byte) {
 			q := low[i]>>(t/2*4)&15 | high[i]>>(t*2)&3<<4
 			y[k*16+i] = scale * float32(int(q)-32)
 		}
+	}
+}
+
+// decodeQ8_K decodes what ggml keeps activations in. After the codes come sums of 16, which are not
+// needed.
+func decodeQ8_K(y []float32, b []byte) {
+	d := math.Float32frombits(binary.LittleEndian.Uint32(b))
+	for i, q := range b[4:260] {
+		y[i] = d * float32(int8(q))
 	}
 }

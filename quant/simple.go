@@ -107,6 +107,14 @@ func encodeQ8_0(b []byte, x []float32) bool {
 	return putHalf(b, d)
 }
 
+// decodeQ8_1 decodes what ggml keeps activations in. Between scale and codes lies the sum of the values.
+func decodeQ8_1(y []float32, b []byte) {
+	d := half(b)
+	for i, q := range b[4:36] {
+		y[i] = float32(int8(q)) * d
+	}
+}
+
 // limits returns the smallest and the largest value.
 func limits(x []float32) (low, high float32) {
 	low, high = math.MaxFloat32, -math.MaxFloat32
