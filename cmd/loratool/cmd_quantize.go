@@ -109,7 +109,7 @@ func runQuantize(t *terminal, c *cli.Context) error {
 		return err
 	}
 	q.KeepSplit, q.RefuseRequantize = c.Bool("keep-split"), !c.Bool("allow-requantize")
-	base, err := openWritable(in, "quantized")
+	base, err := openUnquantized(in, c.Bool("allow-requantize"))
 	if err != nil {
 		return err
 	}
@@ -142,6 +142,25 @@ func runQuantize(t *terminal, c *cli.Context) error {
 	printStored(t, job.stored)
 	fmt.Fprintf(t.text(), "%s: %s written as %s\n", finding.Escape(job.output), formatSize(job.bytes), q.Recipe.Name())
 	return nil
+}
+
+// openUnquantized opens a model to quantize. A quantized folder is seen as the float model that it decodes to,
+// where that is allowed.
+func openUnquantized(path string, decode bool) (formats.Writable, error) {
+	stored, err := openWritable(path, "quantized")
+	if err != nil {
+		return nil, err
+	}
+	m, err := formats.Decode(stored)
+	if err != nil {
+		return nil, err
+	}
+	if d, ok := m.(*formats.Decoded); ok && !decode {
+		d.Close()
+		return nil, finding.Errorf("quant.requantize", path, "the model is quantized already (%s)", d.Scheme()).
+			Hinted("start from the original weights; --allow-requantize decodes it first")
+	}
+	return m.(formats.Writable), nil
 }
 
 // openWritable opens a model that another one of its kind is made from.
