@@ -1,0 +1,87 @@
+package metadata
+
+import (
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/tensor"
+)
+
+// Count sums over the tensors of an output what names and size labels depend on.
+func Count(specs []tensor.Spec) (Parameters, error) {
+	var p Parameters
+	var experts, stacks int64
+	for _, s := range specs {
+		n, err := s.Shape.Elements()
+		if err != nil || n > math.MaxInt64-p.Total {
+			return Parameters{}, finding.Errorf("output.bad_shape", "", "the tensor's size cannot be counted").In(s.Name)
+		}
+		p.Total += n
+		if d := len(s.Shape); strings.Contains(s.Name, "_exps.") && d >= 3 && s.Shape[d-3] > 0 {
+			p.Experts += n / s.Shape[d-3]
+			experts += s.Shape[d-3]
+			stacks++
+		} else {
+			p.Shared += n
+		}
+	}
+	if stacks > 0 {
+		p.ExpertCount = experts / stacks
+	}
+	return p, nil
+}
+
+// sizeLabel is the size of a model as people write it: "7.2B", "8x7.2B".
+func sizeLabel(p Parameters) string {
+	if p.ExpertCount > 0 {
+		return decimal(p.ExpertCount) + "x" + notation(p.Shared+p.Experts)
+	}
+	return notation(p.Total)
+}
+
+// notation writes a count with two digits or more.
+func notation(n int64) string {
+	x, unit := float64(n), "K"
+	switch {
+	case x > 1e12:
+		x, unit = x*1e-12, "T"
+	case x > 1e9:
+		x, unit = x*1e-9, "B"
+	case x > 1e6:
+		x, unit = x*1e-6, "M"
+	default:
+		x *= 1e-3
+	}
+	digits := 0
+	if r := math.RoundToEven(x); r != 0 {
+		digits = len(strconv.FormatFloat(r, 'f', 0, 64))
+	}
+	return strconv.FormatFloat(x, 'f', max(2-digits, 0), 64) + unit
+}
+
+// FileName is the name that the reference gives an output without one: the model's basename or name,
+// size, finetune, version and type, joined with hyphens, without ending. Parts may be "".
+func FileName(name, basename, finetune, version, size, fileType string) string {
+	first := basename
+	if first == "" {
+		first = name
+	}
+	if first == "" {
+		first = "ggml-model"
+	}
+	parts := []string{first}
+	for _, p := range []string{size, finetune, version} {
+		if p != "" {
+			parts = append(parts, p)
+		}
+	}
+	for i, p := range parts {
+		parts[i] = strings.NewReplacer(" ", "-", "/", "-").Replace(strings.TrimSpace(p))
+	}
+	if fileType != "" {
+		parts = append(parts, strings.ToUpper(fileType))
+	}
+	return strings.Join(parts, "-")
+}
