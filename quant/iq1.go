@@ -2,6 +2,7 @@ package quant
 
 import (
 	"encoding/binary"
+	"math"
 
 	"github.com/loratool/loratool/internal/kernel"
 )
@@ -28,16 +29,20 @@ func (f *shiftedFit) q(j int) float32 {
 	return shiftedLevels[f.down>>(j/8)&1][f.point[j/8]>>(j%8*2)&3]
 }
 
-// fit finds points, shifts and scale. split chooses among the splits of the elements in ascending order.
-func (f *shiftedFit) fit(x, w []float32, split func(order []byte, x, w []float32) split) outcome {
+// fit finds points, shifts and scale for 32 elements of IQ1_S or 16 of IQ1_M.
+func (f *shiftedFit) fit(x, w []float32) outcome {
 	var orders [32]byte
 	order := orders[:len(x)]
 	ascending(order, x)
+	split := kernel.SplitAlike
+	if len(x) == 16 {
+		split = kernel.SplitHalves
+	}
 	s := split(order, x, w)
-	if s.second < 0 {
+	if s.Second < 0 {
 		return empty
 	}
-	f.scale, f.down = s.scale, s.down
+	f.scale, f.down = s.Scale, s.Down
 	groups := len(x) / 8
 	low, high := 0, 2
 	if f.scale < 0 {
@@ -48,9 +53,9 @@ func (f *shiftedFit) fit(x, w []float32, split func(order []byte, x, w []float32
 	var codes [4]int
 	for rank, j := range order {
 		level := 1
-		if rank < s.first {
+		if rank < s.First {
 			level = low
-		} else if rank >= s.second {
+		} else if rank >= s.Second {
 			level = high
 		}
 		codes[j/8] += level * threes[j%8]
@@ -86,13 +91,36 @@ func (f *shiftedFit) fit(x, w []float32, split func(order []byte, x, w []float32
 // threes are what a level is worth in a code of the lattice.
 var threes = [8]int{1, 3, 9, 27, 81, 243, 729, 2187}
 
+// ascending sorts the places of x by value. Equal values keep their order, as in the merge sort of the
+// C library the reference is linked with.
+func ascending(order []byte, x []float32) {
+	var keys [32]int32
+	for i, v := range x {
+		bits := int32(math.Float32bits(v + 0)) // makes both zeros equal
+		keys[i] = bits ^ bits>>31&math.MaxInt32
+	}
+	var ranks [32]uint8
+	for i := 1; i < len(x); i++ {
+		key, rank := int64(keys[i]), uint8(0)
+		for j := range i {
+			after := uint8(uint64(key-int64(keys[j])) >> 63) // 1 if element j comes after i
+			ranks[j] += after
+			rank += 1 - after
+		}
+		ranks[i] = rank
+	}
+	for i := range x {
+		order[ranks[i]] = byte(i)
+	}
+}
+
 func weighIQ1_S(b []byte, x, importance []float32) bool {
 	lattice1.ready()
 	clear(b)
 	var fits [8]shiftedFit
 	var weights [32]float32
 	w := weights[:]
-	variance := 2 * sumSquares(x) / 256
+	variance := meanSquare(x, 2)
 	var high float32
 	for i := range fits {
 		part := x[32*i:][:32]
@@ -101,7 +129,7 @@ func weighIQ1_S(b []byte, x, importance []float32) bool {
 		}
 		weighLattice(w, part, importance[32*i:], variance)
 		f := &fits[i]
-		switch f.fit(part, w, splitAlike) {
+		switch f.fit(part, w) {
 		case lost:
 			return false
 		case empty:
@@ -134,7 +162,7 @@ func weighIQ1_M(b []byte, x, importance []float32) bool {
 	clear(b)
 	var fits [16]shiftedFit
 	var w [256]float32
-	variance := 2 * sumSquares(x) / 256
+	variance := meanSquare(x, 2)
 	if importance != nil {
 		weighLattice(w[:], x, importance, variance)
 	} else {
@@ -147,7 +175,7 @@ func weighIQ1_M(b []byte, x, importance []float32) bool {
 			continue
 		}
 		f := &fits[i]
-		switch f.fit(part, w[16*i:][:16], splitHalves) {
+		switch f.fit(part, w[16*i:][:16]) {
 		case lost:
 			return false
 		case empty:

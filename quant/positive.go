@@ -6,6 +6,9 @@ import "github.com/loratool/loratool/internal/kernel"
 // scale·code: nine scales are tried by their weighted square error, then one code after the other is
 // changed where that helps, in up to five rounds. It is the reference's make_qp_quants, which the types
 // with sub-blocks use for scales and minima when there is importance.
+//
+// IQ2_XXS has a few negative values among its magnitudes. Their codes are negative at first and large in
+// the rounds, because the reference stores them in bytes.
 func fitPositive(codes []byte, x, w []float32, top int) float32 {
 	var most float32
 	for _, v := range x {
@@ -20,8 +23,9 @@ func fitPositive(codes []byte, x, w []float32, top int) float32 {
 	inverse := bestPositive(x, w, float32(top), most)
 	var xl, ll float32
 	for i, v := range x {
-		codes[i] = byte(min(int32(top), kernel.Near(float32(inverse*v))))
-		l := float32(codes[i])
+		code := min(int32(top), kernel.Near(float32(inverse*v)))
+		codes[i] = byte(code)
+		l := float32(code)
 		xl += float32(float32(w[i]*v) * l)
 		ll += float32(float32(w[i]*l) * l)
 	}
@@ -57,23 +61,26 @@ func fitPositive(codes []byte, x, w []float32, top int) float32 {
 
 // bestPositive is 1/scale of the candidate with the smallest error.
 func bestPositive(x, w []float32, top, most float32) float32 {
-	errorOf := func(inverse float32, limit int32) (sum float32) {
-		scale := 1 / inverse
-		for i, v := range x {
-			e := v - float32(scale*float32(min(limit, kernel.Near(float32(inverse*v)))))
-			sum += float32(float32(w[i]*e) * e)
-		}
-		return sum
-	}
 	best := top / most
-	least := errorOf(best, 255)
+	scale := 1 / best
+	var least float32
+	for i, v := range x {
+		e := v - float32(scale*float32(byte(kernel.Near(float32(best*v)))))
+		least += float32(float32(w[i]*e) * e)
+	}
 	for s := -4; s <= 4; s++ {
 		if s == 0 {
 			continue
 		}
 		inverse := (float32(float32(0.1)*float32(s)) + top) / most
-		if e := errorOf(inverse, int32(top)); e < least {
-			least, best = e, inverse
+		scale := 1 / inverse
+		var sum float32
+		for i, v := range x {
+			e := v - float32(scale*float32(min(int32(top), kernel.Near(float32(inverse*v)))))
+			sum += float32(float32(w[i]*e) * e)
+		}
+		if sum < least {
+			least, best = sum, inverse
 		}
 	}
 	return best

@@ -140,8 +140,9 @@ func (s *snapper) fit(b *subBlock, x []float32) outcome {
 	}
 	b.scale = high / top
 	if s.bySearch {
-		b.scale = magnitudeScale(b.x[:s.size], b.w[:s.size], s.lattice.levels+1)
-		if high = b.scale * float32(s.lattice.levels); high <= 0 {
+		var codes [32]byte
+		b.scale = fitPositive(codes[:], b.x[:s.size], b.w[:s.size], s.lattice.levels+1)
+		if high = float32(b.scale * float32(s.lattice.levels)); high <= 0 {
 			return empty
 		}
 	}
@@ -227,9 +228,9 @@ func scaleCode(id, scale float32, top int32) byte {
 // superBlock encodes the sub-blocks of a super-block. The weights come from its importance and the mean
 // square of its values, times spread, or without importance from plain. put stores what was found for
 // sub-block i. The result is the largest scale, and false if there is a sub-block that cannot be stored.
-func (s *snapper) superBlock(scales, x, importance []float32, spread float32, plain func(w, x []float32, variance float32), put func(i int, b *subBlock)) (float32, bool) {
+func (s *snapper) superBlock(scales, x, importance []float32, spread float32, plain weigher, put func(i int, b *subBlock)) (float32, bool) {
 	s.lattice.ready()
-	variance := float32(spread*sumSquares(x)) / 256
+	variance := meanSquare(x, spread)
 	var high float32
 	var b subBlock
 	for i := range scales {
@@ -253,10 +254,18 @@ func (s *snapper) superBlock(scales, x, importance []float32, spread float32, pl
 	return high, true
 }
 
+// A weigher gives the weights of elements without importance.
+type weigher func(w, x []float32, variance float32)
+
+// meanSquare is that of a super-block, times spread.
+func meanSquare(x []float32, spread float32) float32 {
+	return float32(float32(spread*sumSquares(x)) / 256)
+}
+
 // weighLattice gives the weights of elements that matter as importance says.
 func weighLattice(w, x, importance []float32, variance float32) {
 	for i, v := range x {
-		w[i] = importance[i] * root(variance+float32(v*v))
+		w[i] = float32(importance[i] * root(variance+float32(v*v)))
 	}
 }
 

@@ -1,6 +1,9 @@
 package kernel
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // The loops of the IQ encoders: many scales are tried for a sub-block, and each puts groups of 8 or 4
 // elements on the points of a lattice. A lane is one try. A point is known by an element, a number whose
@@ -73,20 +76,10 @@ func latticeSumsGo(xq, qq []float32, points []uint32, x, w []float32, dims int) 
 }
 
 func latticeNearestGo(list []uint32, x, w []float32, scale float32, levels *[8]float32) uint32 {
-	best, pick := float32(largestFloat), uint32(NoPoint)
 	if len(x) == 4 {
-		for _, p := range list {
-			var sum float32
-			for j, v := range x {
-				diff := float32(scale*levels[p>>(4*j)&7]) - v
-				sum += float32(float32(w[j]*diff) * diff)
-			}
-			if sum < best {
-				best, pick = sum, p
-			}
-		}
-		return pick
+		return nearest4Go(list, (*[4]float32)(x), (*[4]float32)(w), scale, levels)
 	}
+	best, pick := float32(math.MaxFloat32), uint32(NoPoint)
 	var costs [8][4]float32
 	for j := range costs {
 		for l := range costs[j] {
@@ -104,4 +97,18 @@ func latticeNearestGo(list []uint32, x, w []float32, scale float32, levels *[8]f
 	return pick
 }
 
-const largestFloat = 0x1.fffffep127
+func nearest4Go(list []uint32, x, w *[4]float32, scale float32, levels *[8]float32) uint32 {
+	var scaled [8]float32
+	for l, q := range levels {
+		scaled[l] = float32(scale * q)
+	}
+	best, pick := float32(math.MaxFloat32), uint32(NoPoint)
+	for _, p := range list {
+		d0, d1, d2, d3 := scaled[p&7]-x[0], scaled[p>>4&7]-x[1], scaled[p>>8&7]-x[2], scaled[p>>12&7]-x[3]
+		sum := float32(float32(w[0]*d0)*d0) + float32(float32(w[1]*d1)*d1) + float32(float32(w[2]*d2)*d2) + float32(float32(w[3]*d3)*d3)
+		if sum < best {
+			best, pick = sum, p
+		}
+	}
+	return pick
+}

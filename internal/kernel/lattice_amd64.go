@@ -33,3 +33,17 @@ func latticeSums4AVX2(xq *float32, qq *float32, points *uint32, x *float32, w *f
 //
 //go:noescape
 func latticeNearest4AVX2(list *uint32, vectors int, x *float32, w *float32, scale float32, levels *float32) uint32
+
+// splitAlikeAVX2 scores the splits of an alikeTable.
+// bound is the best score times near; hits gets first<<8 | second for
+// each vector of eight seconds with a score of at least that, and n is their number.
+//
+//go:noescape
+func splitAlikeAVX2(table *float32, scores *float32, hits *uint32, near float32) (n int, bound float32)
+
+// splitHalvesAVX2 scores the splits of a halvesTable.
+// bound is the best score times near; hits gets first<<8 | second for
+// each vector of eight seconds with a score of at least that, and n is their number.
+//
+//go:noescape
+func splitHalvesAVX2(table *float32, scores *float32, hits *uint32, near float32) (n int, bound float32)

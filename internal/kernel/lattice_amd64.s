@@ -706,3 +706,258 @@ DATA places4<>+20(SB)/4, $0x00000005
 DATA places4<>+24(SB)/4, $0x00000006
 DATA places4<>+28(SB)/4, $0x00000007
 GLOBL places4<>(SB), RODATA|NOPTR, $32
+
+// func splitAlikeAVX2(table *float32, scores *float32, hits *uint32, near float32) (n int, bound float32)
+// Requires: AVX, AVX2, SSE
+TEXT ·splitAlikeAVX2(SB), NOSPLIT, $0-44
+	MOVQ   table+0(FP), AX
+	MOVQ   scores+8(FP), CX
+	MOVQ   AX, DX
+	MOVQ   CX, SI
+	XORQ   BX, BX
+	VXORPS Y0, Y0, Y0
+	XORQ   DI, DI
+
+row:
+	VBROADCASTSS (DX), Y1
+	VBROADCASTSS 160(DX), Y2
+	VBROADCASTSS 960(DX), Y3
+	VBROADCASTSS 1120(DX), Y4
+	VBROADCASTSS 1280(DX), Y5
+	VBROADCASTSS 1440(DX), Y6
+	MOVQ         DI, BX
+	ANDQ         $-8, BX
+	LEAQ         (AX)(BX*4), R8
+	MOVQ         $0x00000028, R9
+	SUBQ         BX, R9
+	MOVQ         DI, R10
+	SUBQ         BX, R10
+	VMOVD        R10, X8
+	VPBROADCASTD X8, Y8
+	VMOVDQU      lane_splitAlikeAVX2<>+0(SB), Y7
+	VPCMPGTD     Y7, Y8, Y7
+
+vector:
+	VMOVUPS      (R8), Y8
+	VSUBPS       Y1, Y8, Y8
+	VMULPS       lanes_3e000000<>+0(SB), Y8, Y8
+	VMOVUPS      160(R8), Y9
+	VSUBPS       Y2, Y9, Y9
+	VMULPS       lanes_3e000000<>+0(SB), Y9, Y9
+	VMULPS       lanes_3e000000<>+0(SB), Y9, Y9
+	VADDPS       Y8, Y3, Y10
+	VADDPS       320(R8), Y10, Y10
+	VADDPS       Y9, Y4, Y11
+	VADDPS       480(R8), Y11, Y11
+	VSUBPS       Y8, Y5, Y8
+	VADDPS       640(R8), Y8, Y8
+	VADDPS       Y9, Y6, Y9
+	VADDPS       800(R8), Y9, Y9
+	VMULPS       Y10, Y10, Y10
+	VDIVPS       Y11, Y10, Y10
+	VMULPS       Y8, Y8, Y8
+	VDIVPS       Y9, Y8, Y8
+	VCMPPS       $0x03, Y8, Y10, Y9
+	VMAXPS       Y8, Y10, Y10
+	VORPS        Y9, Y10, Y10
+	VANDNPS      Y10, Y7, Y10
+	VXORPS       Y7, Y7, Y7
+	VMAXPS       Y0, Y10, Y0
+	VMOVUPS      Y10, (SI)
+	ADDQ         $0x20, SI
+	ADDQ         $0x20, R8
+	SUBQ         $0x08, R9
+	JNZ          vector
+	ADDQ         $0x04, DX
+	INCQ         DI
+	CMPQ         DI, $0x00000021
+	JNE          row
+	VPERM2F128   $0x01, Y0, Y0, Y1
+	VMAXPS       Y1, Y0, Y0
+	VPERMILPS    $0x4e, Y0, Y1
+	VMAXPS       Y1, Y0, Y0
+	VPERMILPS    $0xb1, Y0, Y1
+	VMAXPS       Y1, Y0, Y0
+	VBROADCASTSS near+24(FP), Y1
+	VMULPS       Y1, Y0, Y0
+	MOVSS        X0, bound+40(FP)
+	MOVQ         hits+16(FP), AX
+	XORQ         DX, DX
+	XORQ         DI, DI
+	MOVQ         CX, SI
+
+hitRow:
+	MOVQ DI, CX
+	ANDQ $-8, CX
+
+hitVector:
+	VMOVUPS   (SI), Y1
+	VCMPPS    $0x15, Y0, Y1, Y1
+	VMOVMSKPS Y1, R8
+	MOVQ      DI, BX
+	SHLQ      $0x08, BX
+	ORQ       CX, BX
+	MOVL      BX, (AX)(DX*4)
+	CMPL      R8, $0x00000001
+	SBBQ      $-1, DX
+	ADDQ      $0x20, SI
+	ADDQ      $0x08, CX
+	CMPQ      CX, $0x00000028
+	JNE       hitVector
+	INCQ      DI
+	CMPQ      DI, $0x00000021
+	JNE       hitRow
+	MOVQ      DX, n+32(FP)
+	VZEROUPPER
+	RET
+
+DATA lane_splitAlikeAVX2<>+0(SB)/4, $0x00000000
+DATA lane_splitAlikeAVX2<>+4(SB)/4, $0x00000001
+DATA lane_splitAlikeAVX2<>+8(SB)/4, $0x00000002
+DATA lane_splitAlikeAVX2<>+12(SB)/4, $0x00000003
+DATA lane_splitAlikeAVX2<>+16(SB)/4, $0x00000004
+DATA lane_splitAlikeAVX2<>+20(SB)/4, $0x00000005
+DATA lane_splitAlikeAVX2<>+24(SB)/4, $0x00000006
+DATA lane_splitAlikeAVX2<>+28(SB)/4, $0x00000007
+GLOBL lane_splitAlikeAVX2<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_3e000000<>+0(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+4(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+8(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+12(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+16(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+20(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+24(SB)/4, $0x3e000000
+DATA lanes_3e000000<>+28(SB)/4, $0x3e000000
+GLOBL lanes_3e000000<>(SB), RODATA|NOPTR, $32
+
+// func splitHalvesAVX2(table *float32, scores *float32, hits *uint32, near float32) (n int, bound float32)
+// Requires: AVX, AVX2, SSE
+TEXT ·splitHalvesAVX2(SB), NOSPLIT, $0-44
+	MOVQ   table+0(FP), AX
+	MOVQ   scores+8(FP), CX
+	MOVQ   AX, DX
+	MOVQ   CX, SI
+	XORQ   BX, BX
+	VXORPS Y0, Y0, Y0
+	XORQ   DI, DI
+
+row:
+	MOVQ         DI, BX
+	ANDQ         $-8, BX
+	LEAQ         (AX)(BX*4), R8
+	MOVQ         $0x00000018, R9
+	SUBQ         BX, R9
+	MOVQ         DI, R10
+	SUBQ         BX, R10
+	VMOVD        R10, X2
+	VPBROADCASTD X2, Y2
+	VMOVDQU      lane_splitHalvesAVX2<>+0(SB), Y1
+	VPCMPGTD     Y1, Y2, Y1
+
+vector:
+	VBROADCASTSS (DX), Y2
+	VADDPS       (R8), Y2, Y2
+	VBROADCASTSS 960(AX), Y3
+	VSUBPS       Y2, Y3, Y3
+	VBROADCASTSS 968(AX), Y4
+	VSUBPS       Y2, Y4, Y4
+	VBROADCASTSS 576(DX), Y2
+	VBROADCASTSS 768(DX), Y5
+	VADDPS       192(R8), Y2, Y2
+	VADDPS       384(R8), Y5, Y5
+	VBROADCASTSS 96(DX), Y6
+	VADDPS       96(R8), Y6, Y6
+	VBROADCASTSS 964(AX), Y7
+	VSUBPS       Y6, Y7, Y7
+	VBROADCASTSS 972(AX), Y8
+	VSUBPS       Y6, Y8, Y8
+	VBROADCASTSS 672(DX), Y6
+	VBROADCASTSS 864(DX), Y9
+	VADDPS       288(R8), Y6, Y6
+	VADDPS       480(R8), Y9, Y9
+	VADDPS       Y7, Y3, Y10
+	VADDPS       Y6, Y2, Y11
+	VMULPS       Y10, Y10, Y10
+	VDIVPS       Y11, Y10, Y10
+	VADDPS       Y8, Y3, Y3
+	VADDPS       Y9, Y2, Y2
+	VMULPS       Y3, Y3, Y3
+	VDIVPS       Y2, Y3, Y3
+	VCMPPS       $0x03, Y3, Y10, Y2
+	VMAXPS       Y3, Y10, Y10
+	VORPS        Y2, Y10, Y10
+	VADDPS       Y7, Y4, Y2
+	VADDPS       Y6, Y5, Y3
+	VMULPS       Y2, Y2, Y2
+	VDIVPS       Y3, Y2, Y2
+	VCMPPS       $0x03, Y2, Y10, Y3
+	VMAXPS       Y2, Y10, Y10
+	VORPS        Y3, Y10, Y10
+	VADDPS       Y8, Y4, Y2
+	VADDPS       Y9, Y5, Y3
+	VMULPS       Y2, Y2, Y2
+	VDIVPS       Y3, Y2, Y2
+	VCMPPS       $0x03, Y2, Y10, Y3
+	VMAXPS       Y2, Y10, Y10
+	VORPS        Y3, Y10, Y10
+	VANDNPS      Y10, Y1, Y10
+	VXORPS       Y1, Y1, Y1
+	VMAXPS       Y0, Y10, Y0
+	VMOVUPS      Y10, (SI)
+	ADDQ         $0x20, SI
+	ADDQ         $0x20, R8
+	SUBQ         $0x08, R9
+	JNZ          vector
+	ADDQ         $0x04, DX
+	INCQ         DI
+	CMPQ         DI, $0x00000011
+	JNE          row
+	VPERM2F128   $0x01, Y0, Y0, Y1
+	VMAXPS       Y1, Y0, Y0
+	VPERMILPS    $0x4e, Y0, Y1
+	VMAXPS       Y1, Y0, Y0
+	VPERMILPS    $0xb1, Y0, Y1
+	VMAXPS       Y1, Y0, Y0
+	VBROADCASTSS near+24(FP), Y1
+	VMULPS       Y1, Y0, Y0
+	MOVSS        X0, bound+40(FP)
+	MOVQ         hits+16(FP), AX
+	XORQ         DX, DX
+	XORQ         DI, DI
+	MOVQ         CX, SI
+
+hitRow:
+	MOVQ DI, CX
+	ANDQ $-8, CX
+
+hitVector:
+	VMOVUPS   (SI), Y1
+	VCMPPS    $0x15, Y0, Y1, Y1
+	VMOVMSKPS Y1, R8
+	MOVQ      DI, BX
+	SHLQ      $0x08, BX
+	ORQ       CX, BX
+	MOVL      BX, (AX)(DX*4)
+	CMPL      R8, $0x00000001
+	SBBQ      $-1, DX
+	ADDQ      $0x20, SI
+	ADDQ      $0x08, CX
+	CMPQ      CX, $0x00000018
+	JNE       hitVector
+	INCQ      DI
+	CMPQ      DI, $0x00000011
+	JNE       hitRow
+	MOVQ      DX, n+32(FP)
+	VZEROUPPER
+	RET
+
+DATA lane_splitHalvesAVX2<>+0(SB)/4, $0x00000000
+DATA lane_splitHalvesAVX2<>+4(SB)/4, $0x00000001
+DATA lane_splitHalvesAVX2<>+8(SB)/4, $0x00000002
+DATA lane_splitHalvesAVX2<>+12(SB)/4, $0x00000003
+DATA lane_splitHalvesAVX2<>+16(SB)/4, $0x00000004
+DATA lane_splitHalvesAVX2<>+20(SB)/4, $0x00000005
+DATA lane_splitHalvesAVX2<>+24(SB)/4, $0x00000006
+DATA lane_splitHalvesAVX2<>+28(SB)/4, $0x00000007
+GLOBL lane_splitHalvesAVX2<>(SB), RODATA|NOPTR, $32

@@ -11,3 +11,6 @@ func latticeSums(xq, qq []float32, points []uint32, x, w []float32, dims int) {
 func latticeNearest(list []uint32, x, w []float32, scale float32, levels *[8]float32) uint32 {
 	return latticeNearestGo(list, x, w, scale, levels)
 }
+
+func filterAlike(*alikeTable) (Split, bool)   { return Split{}, false }
+func filterHalves(*halvesTable) (Split, bool) { return Split{}, false }

@@ -17,6 +17,8 @@ func main() {
 		sums(dims)
 		nearest(dims)
 	}
+	splitAlike().emit()
+	splitHalves().emit()
 	Generate()
 }
 
