@@ -105,7 +105,7 @@ func (d *Decoded) Layout(specs []tensor.Spec, opt layout.Options) (*layout.Layou
 			b = readLimited(beside(d.Model, "config.json"))
 		}
 		if b != nil {
-			plain, err := withoutQuantization(b)
+			plain, err := withoutQuantization(b, true)
 			if err != nil {
 				return nil, finding.Errorf("base.bad_json", beside(d.Model, "config.json"), "config.json cannot be read: %v", err)
 			}
@@ -152,17 +152,18 @@ func readJSON(path string) (m map[string]any) {
 	return m
 }
 
-// withoutQuantization is a JSON object without what it says of a quantization, itself or for its language
-// model. Everything else stays byte for byte.
-func withoutQuantization(b []byte) ([]byte, error) {
+// withoutQuantization is a JSON object without what it says of a quantization, itself or, where it is the
+// root, for its language model. Everything else stays byte for byte.
+func withoutQuantization(b []byte, root bool) ([]byte, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return nil, fmt.Errorf("it is not an object")
 	}
-	out := bytes.Clone(b[:dec.InputOffset()])
+	at := dec.InputOffset() // the end of what has been dealt with
+	out := bytes.Clone(b[:at])
 	kept := 0
 	for dec.More() {
-		start := dec.InputOffset()
+		start := at
 		key, err := dec.Token()
 		if err != nil {
 			return nil, err
@@ -172,28 +173,30 @@ func withoutQuantization(b []byte) ([]byte, error) {
 		if err := dec.Decode(&value); err != nil {
 			return nil, err
 		}
-		entry := b[start:dec.InputOffset()]
+		at = dec.InputOffset()
+		entry := b[start:at]
 		switch key {
 		case "quantization_config", "compression_config":
 			continue
 		case "text_config", "llm_config", "language_config":
-			if len(value) > 0 && value[0] == '{' {
-				inner, err := withoutQuantization(value)
+			if root && value[0] == '{' {
+				inner, err := withoutQuantization(value, false)
 				if err != nil {
 					return nil, err
 				}
-				end := dec.InputOffset() - int64(len(value))
-				entry = slices.Concat(b[start:afterKey], b[afterKey:end], inner)
+				entry = slices.Concat(b[start:afterKey], b[afterKey:at-int64(len(value))], inner)
 			}
 		}
-		if head, rest, found := bytes.Cut(entry, []byte(",")); found && len(bytes.TrimSpace(head)) == 0 {
-			entry = rest // the comma after the entry before
-		}
-		if kept > 0 {
-			out = append(out, ',')
+		if kept == 0 {
+			if head, rest, found := bytes.Cut(entry, []byte(",")); found && len(bytes.TrimSpace(head)) == 0 {
+				entry = rest // nothing is left for the comma to follow
+			}
 		}
 		out = append(out, entry...)
 		kept++
 	}
-	return append(out, b[dec.InputOffset():]...), nil
+	if _, err := dec.Token(); err != nil {
+		return nil, err
+	}
+	return append(out, b[at:]...), nil
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
-func load(t *testing.T, path string) []tensor.Tensor {
+func load(t testing.TB, path string) []tensor.Tensor {
 	t.Helper()
 	m, err := safetensors.Open(path)
 	if err != nil {
