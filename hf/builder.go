@@ -90,7 +90,7 @@ func (b *builder) add(t *tensor.Tensor) error {
 		return b.zeroBias(s)
 	}
 	if strings.HasPrefix(b.arch, "gemma") && strings.HasSuffix(name, "norm.weight") {
-		s = plusOne(s)
+		s = shifted(s, 1)
 	}
 	if s, err = b.rows(s, places[0].Tensor); err != nil {
 		return err

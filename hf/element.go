@@ -32,22 +32,23 @@ func widened(s source) (source, bool) {
 	if s.dtype == tensor.F32 {
 		return s, true
 	}
-	decode, elem := integers[s.dtype], int64(s.dtype.BlockBytes())
-	if c, ok := quant.Of(s.dtype); ok && s.dtype.IsFloat() {
+	decode := integers[s.dtype]
+	if c, ok := quant.Of(s.dtype); ok {
 		decode = c.Decode
 	}
+	block, elem := int64(s.dtype.BlockLen()), int64(s.dtype.BlockBytes())
 	if decode == nil {
 		return s, false
 	}
 	wide := readerAt(func(p []byte, off int64) error {
-		return inUnits(p, off, 4, func(p []byte, first int64) error {
-			n := int64(len(p)) / 4
+		return inUnits(p, off, 4*block, func(p []byte, first int64) error {
+			n := int64(len(p)) / (4 * block)
 			in := scratch(n * elem)
 			defer free(in)
 			if err := full(s.ReaderAt, *in, first*elem); err != nil {
 				return err
 			}
-			x := make([]float32, n)
+			x := make([]float32, n*block)
 			decode(x, *in)
 			putF32(p, x)
 			return nil
@@ -83,9 +84,9 @@ func each(size int, one func([]byte) float32) func([]float32, []byte) {
 	}
 }
 
-// plusOne is the norm's scale with 1 added, as Gemma's graph expects it: F32, or F16 of an F16 folder,
-// whose sum the converter rounds to F16.
-func plusOne(s source) source {
+// shifted is a norm's scale with 1 added, as Gemma's graph expects it, or taken away: F32, or F16 of an F16
+// folder, whose sum the converter rounds to F16.
+func shifted(s source, by float32) source {
 	c, _ := quant.Of(s.dtype)
 	out := tensor.F32
 	if s.dtype == tensor.F16 {
@@ -93,7 +94,7 @@ func plusOne(s source) source {
 	}
 	to, _ := quant.Of(out)
 	elem, unit := int64(s.dtype.BlockBytes()), int64(out.BlockBytes())
-	shifted := readerAt(func(p []byte, off int64) error {
+	sum := readerAt(func(p []byte, off int64) error {
 		return inUnits(p, off, unit, func(p []byte, first int64) error {
 			n := int64(len(p)) / unit
 			in := scratch(n * elem)
@@ -104,12 +105,12 @@ func plusOne(s source) source {
 			x := make([]float32, n)
 			c.Decode(x, *in)
 			for i := range x {
-				x[i]++
+				x[i] += by
 			}
 			return to.Encode(p, x)
 		})
 	})
-	return source{shifted, out, s.shape}
+	return source{sum, out, s.shape}
 }
 
 // readerAt is a function that fills p from off, as an io.ReaderAt.

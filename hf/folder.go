@@ -2,33 +2,24 @@ package hf
 
 import (
 	"cmp"
-	"io"
-	"os"
 	"slices"
 	"strings"
 
-	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/tensor"
 )
 
-// A Source holds a model folder's tensors under their Hugging Face names: an opened safetensors folder,
-// or a float view of one that is quantized. Tensors of a file follow one another.
-type Source interface {
-	Path() string
-	Tensors() []tensor.Tensor
-	Findings() []finding.Finding
-	Close() error
-}
-
 // indexed lists a folder's tensors in the order in which llama.cpp's converter meets them: file after
-// file, each in the order of its names.
-func indexed(src Source) []*tensor.Tensor {
-	all := src.Tensors()
+// file, each in the order of its names. Tensors that are decoded count as one file.
+func indexed(m formats.Model) []*tensor.Tensor {
+	all := m.Tensors()
 	file := make([]int, len(all))
-	for i := 1; i < len(all); i++ {
-		file[i] = file[i-1]
-		if a, ok := all[i-1].Src.(*os.File); ok && io.ReaderAt(a) != all[i].Src {
-			file[i]++
+	if _, stored := m.(*safetensors.Model); stored {
+		for i := 1; i < len(all); i++ {
+			if file[i] = file[i-1]; all[i].Src != all[i-1].Src {
+				file[i]++
+			}
 		}
 	}
 	order := make([]int, len(all))

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/hf/metadata"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -143,7 +144,7 @@ func TestLlama3Factors(t *testing.T) {
 // TestTinyLlama compares with the F16 file that another program wrote of the same folder.
 func TestTinyLlama(t *testing.T) {
 	dir := filepath.Join("..", "testdata", "tiny-llama")
-	m, err := Open(filepath.Join(dir, "base"), Options{DType: tensor.F16})
+	m, err := Open(filepath.Join(dir, "base"), Options{DType: tensor.F16, Metadata: metadata.Options{Pre: anyPre}})
 	if err != nil {
 		t.Fatal(err)
 	}

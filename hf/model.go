@@ -6,11 +6,18 @@
 package hf
 
 import (
+	"fmt"
+	"slices"
+	"strings"
+
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/hf/config"
+	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/hf/tokenizer"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -20,16 +27,17 @@ type Options struct {
 	// DType is the type of the file's matrices, one that Converts accepts; Invalid takes the type of the
 	// folder's first 16-bit matrix.
 	DType tensor.DType
-	// Source are the folder's tensors where they are not what its safetensors files hold as they stand.
-	// The model closes it.
-	Source Source
+	// VocabOnly leaves the tensors out.
+	VocabOnly bool
+	// Metadata are the choices for the key-values.
+	Metadata metadata.Options
 }
 
 // A Model is an open folder. It is read-only and safe for use by many goroutines; its tensors can be read
 // until Close.
 type Model struct {
 	dir     string
-	source  Source
+	source  formats.Model // nil where only the vocabulary is wanted
 	arch    string
 	hp      naming.HyperParameters
 	dtype   tensor.DType
@@ -38,57 +46,98 @@ type Model struct {
 	notes   []finding.Finding
 }
 
-// Open opens a model folder. Errors are findings: base.unsupported for an architecture without a table (it
-// names the nearest), base.unknown_tensor for a tensor that has no place in GGUF, base.bad_config and
-// base.missing_tensor for what the others depend on.
+// Open opens a model folder. Errors are findings: config.unknown_architecture names the nearest,
+// base.unknown_tensor is a tensor that has no place in GGUF, base.vocabulary_mismatch a tokenizer with more or
+// fewer tokens than there are embeddings; others come from the packages config, tokenizer and metadata.
 func Open(dir string, opt Options) (*Model, error) {
-	m := &Model{dir: dir, source: opt.Source, dtype: opt.DType}
-	if err := m.load(); err != nil {
+	m := &Model{dir: dir, dtype: opt.DType}
+	if err := m.load(opt); err != nil {
 		m.Close()
 		return nil, err
 	}
 	return m, nil
 }
 
-func (m *Model) load() error {
-	c, err := config.Read(m.dir, false)
+func (m *Model) load(opt Options) error {
+	meta, err := metadata.Read(m.dir, opt.Metadata)
 	if err != nil {
 		return err
 	}
-	if m.arch, m.hp, err = naming.FromConfig(c.Map()); err != nil {
-		return finding.Errorf("base.unsupported", c.File, "%v", err)
-	}
-	if m.source == nil {
-		if err := unpacked(c); err != nil {
+	m.arch, m.hp, m.notes = meta.Arch, meta.HyperParameters, meta.Findings()
+	m.header = gguf.Header{KeepDims: true, OpenEnd: opt.VocabOnly}
+	var folder []*tensor.Tensor
+	if !opt.VocabOnly || m.dtype == tensor.Invalid {
+		if m.source, err = openWeights(m.dir, meta.Config); err != nil {
 			return err
 		}
-		s, err := safetensors.Open(m.dir)
-		if err != nil {
-			return err
-		}
-		m.source = s
+		folder = indexed(m.source)
 	}
-	folder := indexed(m.source)
 	if m.dtype == tensor.Invalid {
 		m.dtype = auto(folder)
 	}
-	b := builder{dir: m.dir, arch: m.arch, hp: m.hp, config: c}
-	if err := b.build(folder); err != nil {
-		return err
+	if !opt.VocabOnly {
+		b := builder{dir: m.dir, arch: m.arch, hp: m.hp, config: meta.Config, tokens: int64(meta.Tokenizer.BaseCount)}
+		if err := b.build(folder); err != nil {
+			return err
+		}
+		m.tensors = b.out
+		if err := m.fits(meta.Tokenizer); err != nil {
+			return err
+		}
 	}
-	m.tensors = b.out
-	m.header = gguf.Header{KeepDims: true}
+	m.header.KVs, err = meta.KVs(fileType(m.tensors, m.dtype), parameters(m.tensors))
+	return err
+}
+
+// fits refuses a tokenizer that numbers more or fewer tokens than the model has embeddings for.
+func (m *Model) fits(t *tokenizer.Tokenizer) error {
+	for i := range m.tensors {
+		x := &m.tensors[i]
+		if x.Name == "token_embd.weight" && len(x.Shape) == 2 && x.Shape[0] != int64(t.Count) {
+			return finding.Errorf("base.vocabulary_mismatch", m.dir, "the tokenizer and the model have vocabularies of different sizes").In(x.Name).
+				Expected(fmt.Sprintf("%d embeddings", x.Shape[0]), fmt.Sprintf("%d tokens", t.Count)).
+				Hinted("vocab_size in config.json is what the tokenizer is padded to")
+		}
+	}
 	return nil
 }
 
-// unpacked refuses weights that a scheme other than MXFP4 has packed.
-func unpacked(c *config.Config) error {
-	q, ok := c.Get("quantization_config").(map[string]any)
-	if !ok || q["quant_method"] == "mxfp4" {
-		return nil
+// parameters are the sums that a model's name and size label depend on.
+func parameters(tensors []tensor.Tensor) metadata.Parameters {
+	var p metadata.Parameters
+	var experts, stacks int64
+	for i := range tensors {
+		t := &tensors[i]
+		n, err := t.Shape.Elements()
+		if err != nil {
+			continue // emit has checked it
+		}
+		p.Total += n
+		if strings.Contains(t.Name, "_exps.") && len(t.Shape) >= 3 && t.Shape[len(t.Shape)-3] > 0 {
+			e := t.Shape[len(t.Shape)-3]
+			p.Experts += n / e
+			experts, stacks = experts+e, stacks+1
+			continue
+		}
+		p.Shared += n
 	}
-	return finding.Errorf("base.unsupported", c.File, "the weights are quantized").
-		Expected(q["quant_method"], "plain floats or mxfp4").Hinted("convert the unquantized model")
+	if stacks > 0 {
+		p.ExpertCount = experts / stacks
+	}
+	return p
+}
+
+// openWeights opens the folder's tensors. Those of a quantized folder are decoded while they are read,
+// except MXFP4, which GGUF can hold.
+func openWeights(dir string, c *config.Config) (formats.Model, error) {
+	s, err := safetensors.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if q, _ := c.Get("quantization_config").(map[string]any); q["quant_method"] == "mxfp4" {
+		return s, nil
+	}
+	return formats.Decode(s)
 }
 
 // Path is the folder.
@@ -103,7 +152,12 @@ func (m *Model) Format() string { return "gguf" }
 func (m *Model) Tensors() []tensor.Tensor { return m.tensors }
 
 // Findings lists what is odd about the folder, all of level warning.
-func (m *Model) Findings() []finding.Finding { return append(m.source.Findings(), m.notes...) }
+func (m *Model) Findings() []finding.Finding {
+	if m.source == nil {
+		return m.notes
+	}
+	return slices.Concat(m.source.Findings(), m.notes)
+}
 
 // Arch is llama.cpp's name of the architecture.
 func (m *Model) Arch() string { return m.arch }
