@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/hf/config"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -147,4 +149,189 @@ func TestGolden(t *testing.T) {
 		})
 	}
 	t.Logf("%d of %d outputs agree in all key-values; pre-tokenizers by %v", agree, total, rules)
+}
+
+// TestNames compares the parts of model ids with those that the reference finds, for several counts of
+// parameters.
+func TestNames(t *testing.T) {
+	dir := corpus(t)
+	var units struct {
+		Components struct {
+			Columns []string
+			Rows    [][]any
+		}
+	}
+	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	agree := 0
+	for _, row := range units.Components.Rows {
+		p := splitName(row[0].(string), int64(row[1].(float64)))
+		got := []any{row[0], row[1]}
+		for _, s := range []*string{p.name, p.organization, p.basename, p.finetune, p.version, p.size} {
+			if s == nil {
+				got = append(got, nil)
+			} else {
+				got = append(got, *s)
+			}
+		}
+		if p.name != nil {
+			got = append(got, title(*p.name))
+		} else {
+			got = append(got, nil)
+		}
+		if d := cmp.Diff(row, got); d != "" {
+			t.Errorf("%v (-want +got):\n%s", row[:2], d)
+			continue
+		}
+		agree++
+	}
+	t.Logf("%d of %d ids agree", agree, len(units.Components.Rows))
+}
+
+func TestSizes(t *testing.T) {
+	dir := corpus(t)
+	var units struct {
+		Notation  [][2]any
+		SizeLabel [][5]any `json:"size_label"`
+		Naming    []struct {
+			Args [6]*string
+			Out  string
+		}
+	}
+	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	for _, x := range units.Notation {
+		if got := notation(int64(x[0].(float64))); got != x[1] {
+			t.Errorf("%v: got %s, want %s", x[0], got, x[1])
+		}
+	}
+	for _, x := range units.SizeLabel {
+		n := func(i int) int64 { return int64(x[i].(float64)) }
+		if got := sizeLabel(Parameters{Total: n(0), Shared: n(1), Experts: n(2), ExpertCount: n(3)}); got != x[4] {
+			t.Errorf("%v: got %s", x, got)
+		}
+	}
+	for _, x := range units.Naming {
+		var a [6]string
+		for i, s := range x.Args {
+			if s != nil {
+				a[i] = *s
+			}
+		}
+		if got := FileName(a[0], a[1], a[2], a[3], a[4], a[5]); got != x.Out {
+			t.Errorf("got %s, want %s", got, x.Out)
+		}
+	}
+	t.Logf("%d counts, %d labels, %d file names", len(units.Notation), len(units.SizeLabel), len(units.Naming))
+}
+
+// TestGeneral compares what model cards, configurations and overrides give with the calls that the
+// reference makes.
+func TestGeneral(t *testing.T) {
+	dir := corpus(t)
+	var units struct {
+		Metadata []struct {
+			Card             *string
+			Config           map[string]any
+			GenerationConfig map[string]any `json:"generation_config"`
+			Folder           string
+			TotalParams      int64   `json:"total_params"`
+			ModelName        *string `json:"model_name"`
+			Override         map[string]any
+			Calls            [][]any
+		}
+	}
+	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	agree := 0
+	for i, c := range units.Metadata {
+		folder := t.TempDir()
+		write := func(name string, v any) string {
+			path := filepath.Join(folder, name)
+			data, err := json.Marshal(v)
+			if s, ok := v.(string); ok {
+				data = []byte(s)
+			}
+			if err == nil {
+				err = os.WriteFile(path, data, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}
+		f := &Folder{dir: folder, opt: Options{FolderName: c.Folder}}
+		if c.Card != nil {
+			write("README.md", *c.Card)
+		}
+		if c.Config == nil {
+			c.Config = map[string]any{}
+		}
+		write("config.json", c.Config)
+		if c.GenerationConfig != nil {
+			write("generation_config.json", c.GenerationConfig)
+		}
+		if c.ModelName != nil {
+			f.opt.ModelName = *c.ModelName
+		}
+		if c.Override != nil {
+			f.opt.Override = write("override.json", c.Override)
+		}
+		var err error
+		if f.Config, err = config.Read(folder, false); err != nil {
+			t.Fatal(err)
+		}
+		g, err := f.general(Parameters{Total: c.TotalParams})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !sizeCalled(c.Calls) {
+			// The reference computes the label after the calls recorded here.
+			delete(g.text, "size_label")
+		}
+		w := &writer{}
+		if err := g.write(w); err != nil {
+			t.Fatal(err)
+		}
+		var want, got []string
+		for _, call := range c.Calls {
+			if line := callLine(call); line != "" {
+				want = append(want, line)
+			}
+		}
+		for _, kv := range w.kvs {
+			got = append(got, kv.Key+" "+fmt.Sprint(kv.Value.Any()))
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%d (-want +got):\n%s", i, d)
+			continue
+		}
+		agree++
+	}
+	t.Logf("%d of %d sources agree", agree, len(units.Metadata))
+}
+
+func sizeCalled(calls [][]any) bool {
+	for _, c := range calls {
+		if c[0] == "size_label" {
+			return true
+		}
+	}
+	return false
+}
+
+// callLine is a call of the reference's writer as the key and value it writes; empty strings are not
+// written.
+func callLine(call []any) string {
+	name, value := call[0].(string), call[len(call)-1]
+	if value == "" {
+		return ""
+	}
+	key := name
+	for _, group := range []string{"sampling", "base_model", "dataset", "source", "license"} {
+		if rest, ok := strings.CutPrefix(name, group+"_"); ok {
+			key = group + "." + rest
+			if len(call) == 3 {
+				key = fmt.Sprintf("%s.%v.%s", group, call[1], rest)
+			}
+		}
+	}
+	return fmt.Sprintf("general.%s %v", key, value)
 }

@@ -23,8 +23,8 @@ var (
 )
 
 // splitName reads a model id or folder name (organization/Base-7B-finetune-v1). A size that does not go
-// with the number of parameters is taken for something else, such as a context length; parameters is 0
-// where it is not known.
+// with the number of parameters is taken for something else, such as a context length. parameters is 0
+// where it is not known, and negative for an adapter, whose base may have any greater size.
 func splitName(id string, parameters int64) nameParts {
 	if id == "" {
 		return nameParts{}
@@ -89,7 +89,9 @@ func (q *namePart) classify(first bool, parameters int64) {
 	case !first && sizePart.MatchString(q.text):
 		q.classifySize(parameters)
 	case !first && finetunePart.MatchString(q.text):
-		q.finetune = true
+		// An adapter's name needs not say that it is one.
+		q.kind = parameters < 0 && strings.EqualFold(q.text, "lora")
+		q.finetune = !q.kind
 	}
 }
 
@@ -107,7 +109,8 @@ func (q *namePart) classifySize(parameters int64) {
 		if x, err := strconv.ParseFloat(s[:last], 64); err == nil {
 			// A letter that is no unit counts as a thousandth, as where its place is looked up and not found.
 			label := x * math.Pow(1000, float64(strings.IndexByte(" KMBT", s[last])))
-			if math.Abs(label-float64(parameters)) > math.Floor(7*float64(parameters)/8) {
+			n := float64(parameters)
+			if n < 0 && label < math.Floor(-n/8) || n > 0 && math.Abs(label-n) > math.Floor(7*n/8) {
 				q.finetune = true
 				s = s[:last] + strings.ToLower(s[last:])
 			}

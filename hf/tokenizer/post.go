@@ -85,8 +85,16 @@ func (t *templateReader) template(p map[string]any) {
 	first, last := "", ""
 	if single, _ := p["single"].([]any); len(single) > 1 {
 		if first = element(single[0]); first != "" {
-			if !known {
+			switch {
+			case !known:
 				t.bos = first
+			case is(t.bos, first) || is(t.cls, first):
+			case !config.Truthy(t.bos):
+				t.bos = first
+				t.tc["bos_token"] = first
+			case !config.Truthy(t.cls):
+				t.cls = first
+				t.tc["cls_token"] = first
 			}
 			t.s.flag("bos", is(t.bos, first) || is(t.cls, first))
 		}
