@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -25,31 +26,40 @@ import (
 func convertCommand(t *terminal) *cli.Command {
 	return &cli.Command{
 		Name:      "convert",
-		Usage:     "write an adapter in another ecosystem's form",
-		ArgsUsage: "ADAPTER",
-		Description: "PEFT and MLX to GGUF LoRA, and GGUF LoRA to PEFT. ΔW on the base's tensors stays the same.\n" +
+		Usage:     "write a model or an adapter in another ecosystem's form",
+		ArgsUsage: "IN",
+		Description: "A Hugging Face model folder to GGUF, byte for byte what llama.cpp's converter writes.\n" +
+			"Of adapters, PEFT and MLX to GGUF LoRA, and GGUF LoRA to PEFT. ΔW on the base's tensors stays the same. " +
 			"BASE gives the architecture and its geometry: a folder that holds config.json is enough.\n\n" +
 			"Exit status: 0 done, 2 could not convert, 4 usage.",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`"},
 			&cli.StringFlag{Name: "to", Usage: "`FORMAT`: peft, gguf"},
-			&cli.StringFlag{Name: "base", Usage: "base model, `PATH`: a folder with config.json, or a GGUF file"},
-			&cli.StringFlag{Name: "dtype", Usage: "`TYPE` of the factors: f32, f16, bf16, q8_0 (GGUF only); default: f32 for gguf, as they are for peft"},
+			&cli.StringFlag{Name: "base", Usage: "base model of an adapter, `PATH`: a folder with config.json, or a GGUF file"},
+			&cli.StringFlag{Name: "dtype", Usage: "`TYPE`. Of a model's matrices: auto (the folder's own; default), f32, f16, bf16, q8_0, tq1_0, tq2_0. Of an adapter's factors: f32, f16, bf16, q8_0 (GGUF only); default: f32 for gguf, as they are for peft"},
+			&cli.BoolFlag{Name: "vocab-only", Usage: "of a model, only metadata and tokenizer"},
+			&cli.StringFlag{Name: "max-shard-size", Usage: "split a model into files of at most `SIZE` of tensors"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "leave out what the target cannot hold because the base ties its embeddings"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
-		}, dialectFlags()...),
+		}, folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runConvert(t, c) },
 	}
 }
 
 func runConvert(t *terminal, c *cli.Context) error {
-	in, err := oneArgument(c, "adapter")
+	in, err := oneArgument(c, "model or adapter")
 	if err != nil {
 		return err
 	}
 	output := c.String("output")
 	if output == "" {
 		return usagef("convert needs an output (-o PATH)")
+	}
+	if !isAdapter(in) && isModelFolder(in) {
+		return convertModel(t, c, in, output)
+	}
+	if err := noFolderFlags(c); err != nil {
+		return err
 	}
 	dtype := tensor.Invalid
 	if s := c.String("dtype"); s != "" && !strings.EqualFold(s, "keep") {

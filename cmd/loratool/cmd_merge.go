@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify"
@@ -30,7 +31,7 @@ func mergeCommand(t *terminal) *cli.Command {
 		Flags: slices.Concat([]cli.Flag{
 			adapterFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`: a file, or a folder when BASE is one"},
-			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own)"},
+			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own, or gguf for a folder and an OUTPUT that ends in .gguf)"},
 			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16"},
 			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M)"},
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: "`HOW` an updated tensor returns to a quantized type: rtn (decode, add, encode), refuse"},
@@ -44,7 +45,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
 			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
-		}, recipeFlags(), dialectFlags()),
+		}, recipeFlags(), folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runMerge(t, c) },
 	}
 }
@@ -140,7 +141,7 @@ func runMerge(t *terminal, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	base, err := openBase(args.base)
+	base, err := openMergeBase(c, &args)
 	if err != nil {
 		return err
 	}
@@ -174,13 +175,49 @@ func runMerge(t *terminal, c *cli.Context) error {
 	return m.checkAndReport(c.Context)
 }
 
+// openMergeBase opens the base, as a GGUF model where a model folder is to become one.
+func openMergeBase(c *cli.Context, args *mergeArguments) (formats.Writable, error) {
+	if wanted(args.format, args.output) != "gguf" || !isModelFolder(args.base) {
+		if err := noFolderFlags(c); err != nil {
+			return nil, err
+		}
+		return openBase(args.base)
+	}
+	opt := folderOptions(c)
+	opt.DType, args.options.DType = args.options.DType, tensor.Invalid
+	m, err := openFolder(args.base, opt)
+	if err != nil {
+		return nil, err
+	}
+	var adapters []string
+	for _, a := range c.StringSlice("adapter") {
+		path, _, err := parseAdapter(a)
+		if err != nil {
+			m.Close()
+			return nil, err
+		}
+		adapters = append(adapters, path)
+	}
+	m.SetOrigin(adapters)
+	args.options.TypeOf = m.Type
+	return m, nil
+}
+
+// wanted is the format of an output: the one asked for, or the one its ending says, "" for neither.
+func wanted(to, output string) string {
+	if to == "" && output != "" {
+		return endingFormat(output)
+	}
+	return strings.ToLower(to)
+}
+
 // sameFormat refuses an output of another format than the base's, asked for with --to or by its ending.
 func sameFormat(args mergeArguments, format string) error {
-	f, from := args.format, "--to "+args.format
-	if f == "" && args.output != "" {
-		f, from = endingFormat(args.output), filepath.Base(args.output)
+	f, from := wanted(args.format, args.output), "--to "+args.format
+	if args.format == "" {
+		from = filepath.Base(args.output)
 	}
-	if f == "" || strings.EqualFold(f, format) {
+	if f == "" || f == format {
 		return nil
 	}
 	return finding.Errorf("merge.unsupported_format", args.base, "a %s base is written as %s; another format is not offered yet", format, format).Expected(from, format)
@@ -210,6 +247,9 @@ type merging struct {
 
 // provenance names what the output was made of, where the format has a place for it.
 func (m *merging) provenance() [][2]string {
+	if _, folder := m.base.(*hf.Model); folder {
+		return nil // it has the format's own keys
+	}
 	var names []string
 	for _, in := range m.inputs {
 		names = append(names, fmt.Sprintf("%s:%g", filepath.Base(filepath.Clean(in.Adapter.Path)), in.Scale))

@@ -120,8 +120,9 @@ func printDigests(t *terminal, r *verify.Report) {
 	fmt.Fprintln(t.text(), w.Render())
 }
 
-// planAgainst opens a base and adapters and plans their merge.
-func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr error, closeAll func(), err error) {
+// planAgainst opens a base and adapters and plans their merge; merged is the output that it is compared with,
+// or "".
+func planAgainst(c *cli.Context, adapters []string, merged string) (plan *merge.Plan, planErr error, closeAll func(), err error) {
 	tied, err := parseTied(c.String("tied"))
 	if err != nil {
 		return nil, nil, nil, err
@@ -130,7 +131,7 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	base, err := openBase(c.String("base"))
+	base, err := openComparedBase(c.String("base"), merged)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -160,7 +161,7 @@ func planAgainst(c *cli.Context, adapters []string) (plan *merge.Plan, planErr e
 }
 
 func verifyAdapter(t *terminal, c *cli.Context, path string) (*verify.Report, error) {
-	plan, planErr, closeAll, err := planAgainst(c, []string{path})
+	plan, planErr, closeAll, err := planAgainst(c, []string{path}, "")
 	if err != nil {
 		if f := finding.Of(err); f != nil && f.Code != "files.missing" {
 			return verify.Rejected(f), nil
@@ -198,7 +199,7 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*
 	if level.off {
 		return nil, usagef("--sample off: that would check nothing")
 	}
-	plan, planErr, closeAll, err := planAgainst(c, adapters)
+	plan, planErr, closeAll, err := planAgainst(c, adapters, path)
 	if err != nil {
 		return nil, err
 	}
