@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -161,10 +162,8 @@ func (m *fastModel) merges(file string) error {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
-	var list []string
-	if err := config.Unmarshal(file, raw, &list); err == nil {
-		m.Merges = list
-		return nil
+	if first := bytes.TrimLeft(raw[1:], " \t\r\n"); len(first) == 0 || first[0] != '[' {
+		return config.Unmarshal(file, raw, &m.Merges)
 	}
 	var pairs [][]string
 	if err := config.Unmarshal(file, raw, &pairs); err != nil {

@@ -228,7 +228,7 @@ func splitText(m map[string]any) string {
 			return begin + "…]+"
 		}
 	}
-	return strings.NewReplacer("\r", `\r`, "\n", `\n`, "\t", `\t`).Replace(text)
+	return strings.NewReplacer("\r", `\r`, "\n", `\n`, "\t", `\t`, `\"`, `"`).Replace(text)
 }
 
 func short(s string) string { return s[:min(len(s), 400)] }
