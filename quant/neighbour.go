@@ -58,7 +58,7 @@ func (l *lattice) buildLists() {
 		halves *= l.levels
 	}
 	distance := l.halfDistances(halves)
-	l.entry = make([]int32, halves*halves)
+	l.entry = make([]int32, halves*halves) // one more than the element at first, zero off the grid
 	for i, p := range grid {
 		l.entry[l.code(p)] = (int32(i)<<16 | int32(p)) + 1
 	}
