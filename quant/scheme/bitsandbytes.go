@@ -151,13 +151,25 @@ func (d *nf4) rows(dst []float32, first int64) error {
 	if err != nil {
 		return err
 	}
-	for i := range dst {
-		at := e + int64(i)
-		c := b[at/2-e/2]
-		if at%2 == 0 {
-			c >>= 4
+	var table [16]float32
+	for at := e; at < end; {
+		block := at / d.block
+		stop := min(end, d.block*(block+1))
+		scale := scales[block-from]
+		for c := range table {
+			table[c] = codes[c] * scale
 		}
-		dst[i] = codes[c&15] * scales[at/d.block-from]
+		part := dst[at-e : stop-e]
+		if at%2 == 1 {
+			part[0] = table[b[at/2-e/2]&15]
+			part = part[1:]
+			at++
+		}
+		pairs := b[at/2-e/2:]
+		for i := range part {
+			part[i] = table[pairs[i/2]>>(4*(^uint(i)&1))&15]
+		}
+		at = stop
 	}
 	return nil
 }

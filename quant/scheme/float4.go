@@ -163,15 +163,24 @@ func (d *blocks) columns(dst []float32, expert, i, n int64) error {
 	if err != nil {
 		return err
 	}
-	for k := range n {
-		at := i + k - 32*from
-		row := dst[k*d.out:][:d.out]
-		for o := range row {
-			c := b[int64(o)*16*width+at/2]
-			if at%2 == 1 {
-				c >>= 4
+	// A tile of some outputs and one block of inputs is turned round in place, so that what is written to
+	// the far-apart rows of W are whole stretches.
+	const outs = 16
+	var tile [32][outs]float32
+	for g := range width {
+		lo, hi := max(i, 32*(from+g)), min(i+n, 32*(from+g+1)) // inputs of the expert
+		for o := int64(0); o < d.out; o += outs {
+			m := min(outs, d.out-o)
+			for k := range m {
+				codes, scale := b[((o+k)*width+g)*16:][:16], powers[exponents[(o+k)*width+g]]
+				for j, c := range codes {
+					tile[2*j][k] = e2m1[c&15] * scale
+					tile[2*j+1][k] = e2m1[c>>4] * scale
+				}
 			}
-			row[o] = e2m1[c&15] * powers[exponents[int64(o)*width+at/32]]
+			for in := lo; in < hi; in++ {
+				copy(dst[(in-i)*d.out+o:][:m], tile[in%32][:m])
+			}
 		}
 	}
 	return nil

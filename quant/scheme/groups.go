@@ -168,34 +168,126 @@ func (d *grouped) rows(dst []float32, first int64) error {
 	if err != nil {
 		return err
 	}
-	codes := make([]uint8, n*d.in) // [in, n]
-	if d.awq {
-		err = d.unpackOut(codes, d.qweight, d.in, first, n)
-	} else {
-		err = d.unpackIn(codes, first, n)
+	switch {
+	case d.awq:
+		return d.awqRows(dst, first, n, scales, zeros, group)
+	case 32%d.bits == 0:
+		return d.wordRows(dst, first, n, scales, zeros, group)
 	}
+	return d.denseRows(dst, first, n, scales, zeros, group)
+}
+
+// lane is the number of rows of W written side by side. Rows lie a power of two apart more often than
+// not, and caches hold eight such lines.
+const lane = 8
+
+// wordRows decodes GPTQ's words, each of which holds whole codes of one output. Zeros and scales are [groups, n].
+func (d *grouped) wordRows(dst []float32, first, n int64, scales, zeros []float32, group []int32) error {
+	b, err := readRect(d.qweight, 4*d.out, 0, d.qweight.Shape[0], 4*first, 4*n)
 	if err != nil {
 		return err
 	}
-	const tile = 32 // rows of W written together, so that reads and writes stay near
-	for lo := int64(0); lo < n; lo += tile {
-		hi := min(n, lo+tile)
-		for i, g := range group {
-			q, s, z := codes[int64(i)*n:][:n], scales[int64(g)*n:][:n], zeros[int64(g)*n:][:n]
+	per := int64(32 / d.bits)
+	mask := uint32(1)<<d.bits - 1
+	for lo := int64(0); lo < n; lo += lane {
+		hi := min(n, lo+lane)
+		for i := int64(0); i < d.in; i += per {
+			line := b[i/per*4*n:][:4*n]
+			in := group[i : i+per]
+			one := same(in)
 			for o := lo; o < hi; o++ {
-				dst[o*d.in+int64(i)] = s[o] * float32(int(q[o])-int(z[o]))
+				w, row := word(line, o), dst[o*d.in+i:][:per]
+				at := int64(in[0])*n + o
+				s, z := scales[at], zeros[at]
+				for k := range row {
+					if !one {
+						at = int64(in[k])*n + o
+						s, z = scales[at], zeros[at]
+					}
+					row[k] = s * (float32(w&mask) - z)
+					w >>= d.bits
+				}
 			}
 		}
 	}
 	return nil
 }
 
-// zeros are those of n outputs from first, [groups, n].
-func (d *grouped) zeros(first, n int64) ([]int16, error) {
+func same(group []int32) bool {
+	for _, g := range group {
+		if g != group[0] {
+			return false
+		}
+	}
+	return true
+}
+
+// denseRows decodes GPTQ's codes that straddle words: 32 inputs take as many words as a code has bits.
+func (d *grouped) denseRows(dst []float32, first, n int64, scales, zeros []float32, group []int32) error {
+	b, err := readRect(d.qweight, 4*d.out, 0, d.qweight.Shape[0], 4*first, 4*n)
+	if err != nil {
+		return err
+	}
+	bits := int64(d.bits)
+	mask := uint64(1)<<bits - 1
+	for lo := int64(0); lo < n; lo += lane {
+		hi := min(n, lo+lane)
+		for i := range d.in {
+			at, g := i*bits, int64(group[i])
+			low := b[at/32*n*4:][:n*4]
+			high := low
+			if (at+bits-1)/32 > at/32 {
+				high = b[(at/32+1)*n*4:][:n*4]
+			}
+			for o := lo; o < hi; o++ {
+				v := uint64(word(low, o)) | uint64(word(high, o))<<32
+				dst[o*d.in+i] = scales[g*n+o] * (float32(v>>(at%32)&mask) - zeros[g*n+o])
+			}
+		}
+	}
+	return nil
+}
+
+// awqOrder is the nibble of a word that holds each of eight outputs.
+var awqOrder = [8]int{0, 4, 1, 5, 2, 6, 3, 7}
+
+// awqRows decodes AWQ's words, each of which holds eight outputs of one input.
+func (d *grouped) awqRows(dst []float32, first, n int64, scales, zeros []float32, group []int32) error {
+	from, to := first/8, ceil(first+n, 8)
+	width := to - from
+	b, err := readRect(d.qweight, d.out/2, 0, d.in, 4*from, 4*width)
+	if err != nil {
+		return err
+	}
+	for c := range width {
+		lo, hi := max(first, 8*(from+c))-first, min(first+n, 8*(from+c+1))-first
+		for i, g := range group {
+			w := word(b, int64(i)*width+c)
+			s, z := scales[int64(g)*n:][:n], zeros[int64(g)*n:][:n]
+			for o := lo; o < hi; o++ {
+				code := w >> (4 * awqOrder[(first+o)%8]) & 15
+				dst[o*d.in+int64(i)] = s[o] * (float32(code) - z[o])
+			}
+		}
+	}
+	return nil
+}
+
+// zeros are those of n outputs from first, [groups, n]. The difference of a code and a zero is exact in float32.
+func (d *grouped) zeros(first, n int64) ([]float32, error) {
 	codes := make([]uint8, d.groups*n)
 	var err error
 	if d.awq {
-		err = d.unpackOut(codes, d.qzeros, d.groups, first, n)
+		var b []byte
+		from, to := first/8, ceil(first+n, 8)
+		if b, err = readRect(d.qzeros, d.out/2, 0, d.groups, 4*from, 4*(to-from)); err == nil {
+			for g := range d.groups {
+				for i := range n {
+					o := first + i
+					codes[g*n+i] = uint8(word(b, g*(to-from)+o/8-from) >> (4 * awqOrder[o%8]) & 15)
+				}
+			}
+		}
 	} else {
 		// The words that hold the bits of the first to the last output, of every group.
 		bits := int64(d.bits)
@@ -215,55 +307,9 @@ func (d *grouped) zeros(first, n int64) ([]int16, error) {
 	if err != nil {
 		return nil, err
 	}
-	zeros := make([]int16, len(codes))
+	zeros := make([]float32, len(codes))
 	for i, c := range codes {
-		zeros[i] = int16(c) + int16(d.zero)
+		zeros[i] = float32(int(c) + d.zero)
 	}
 	return zeros, nil
-}
-
-// unpackIn reads GPTQ's codes of n outputs, [in, n]: 32 inputs take as many rows of words as a code has bits.
-func (d *grouped) unpackIn(codes []uint8, first, n int64) error {
-	b, err := readRect(d.qweight, 4*d.out, 0, d.qweight.Shape[0], 4*first, 4*n)
-	if err != nil {
-		return err
-	}
-	bits := int64(d.bits)
-	mask := uint64(1)<<bits - 1
-	for i := range d.in {
-		at := i * bits
-		low := b[at/32*n*4:][:n*4]
-		high := low
-		if (at+bits-1)/32 > at/32 {
-			high = b[(at/32+1)*n*4:][:n*4]
-		}
-		shift := at % 32
-		row := codes[i*n:][:n]
-		for o := range row {
-			v := uint64(word(low, int64(o))) | uint64(word(high, int64(o)))<<32
-			row[o] = uint8(v >> shift & mask)
-		}
-	}
-	return nil
-}
-
-// unpackOut reads AWQ's codes of n outputs, [rows, n].
-func (d *grouped) unpackOut(codes []uint8, t *tensor.Tensor, rows, first, n int64) error {
-	from, to := first/8, ceil(first+n, 8)
-	b, err := readRect(t, d.out/2, 0, rows, 4*from, 4*(to-from))
-	if err != nil {
-		return err
-	}
-	for r := range rows {
-		row := b[r*4*(to-from):][:4*(to-from)]
-		for i := range n {
-			o := first + i
-			nibble := o % 8 / 2
-			if o%2 == 1 {
-				nibble += 4
-			}
-			codes[r*n+i] = uint8(word(row, o/8-from) >> (4 * nibble) & 15)
-		}
-	}
-	return nil
 }

@@ -176,34 +176,47 @@ func (d *hqq) run(dst []float32, at, chunk int64, scratch *[]byte) error {
 	if err != nil {
 		return err
 	}
-	group := func(i int64) int64 {
-		if d.axis == 1 {
-			return (at+i)/d.matrixCols - first
-		}
-		return (at + i) % d.matrixCols
+	size := n * int64(d.round.DType().BlockBytes())
+	if int64(len(*scratch)) < size {
+		*scratch = make([]byte, size)
 	}
 	for i := range dst {
 		v := uint32(b[int64(i)*d.unit])
 		if d.unit == 4 {
 			v = word(b, int64(i))
 		}
-		code := v >> shift & (1<<d.bits - 1)
-		dst[i] = float32(code) - zeros[group(int64(i))]
+		dst[i] = float32(v >> shift & (1<<d.bits - 1))
 	}
-	if d.round.DType() != tensor.F32 {
-		size := n * int64(d.round.DType().BlockBytes())
-		if int64(len(*scratch)) < size {
-			*scratch = make([]byte, size)
+	d.each(dst, at, func(part []float32, g, step int64) {
+		for i := range part {
+			part[i] -= zeros[g+int64(i)*step-first]
 		}
-		if err := d.round.Encode((*scratch)[:size], dst); err != nil {
-			return err
+	})
+	if err := d.round.Encode((*scratch)[:size], dst); err != nil {
+		return err
+	}
+	d.round.Decode(dst, (*scratch)[:size])
+	d.each(dst, at, func(part []float32, g, step int64) {
+		for i := range part {
+			part[i] *= scales[g+int64(i)*step-first]
 		}
-		d.round.Decode(dst, (*scratch)[:size])
-	}
-	for i := range dst {
-		dst[i] *= scales[group(int64(i))]
-	}
+	})
 	return nil
+}
+
+// each goes through the parts of matrix rows that elements from number at are. Element i of a part is in
+// group g + i·step.
+func (d *hqq) each(dst []float32, at int64, do func(part []float32, g, step int64)) {
+	for len(dst) > 0 {
+		row, col := at/d.matrixCols, at%d.matrixCols
+		n := min(int64(len(dst)), d.matrixCols-col)
+		if d.axis == 1 {
+			do(dst[:n], row, 0)
+		} else {
+			do(dst[:n], col, 1)
+		}
+		dst, at = dst[n:], at+n
+	}
 }
 
 // readSmall reads a tensor that holds a word or a number; nil where there is none.

@@ -181,6 +181,10 @@ func (d *packed) rows(dst []float32, first int64) error {
 			s = scales[r*d.groups:]
 		}
 		z := zeros[r*d.groups:]
+		if group == nil && d.bits == 4 && d.size%2 == 0 {
+			d.nibbles(row, words, s, z)
+			continue
+		}
 		for i := range row {
 			g := int64(i) / d.size
 			if group != nil {
@@ -190,6 +194,20 @@ func (d *packed) rows(dst []float32, first int64) error {
 		}
 	}
 	return nil
+}
+
+// nibbles decodes a row of four-bit codes whose groups follow one another.
+func (d *packed) nibbles(row []float32, b []byte, scales []float32, zeros []uint8) {
+	var table [16]float32
+	for g := int64(0); g*d.size < d.in; g++ {
+		for c := range table {
+			table[c] = float32(c-int(zeros[g])) * scales[g]
+		}
+		part, b := row[g*d.size:min(d.in, (g+1)*d.size)], b[g*d.size/2:]
+		for i := range part {
+			part[i] = table[b[i/2]>>(4*(uint(i)&1))&15]
+		}
+	}
 }
 
 // zeros are the codes of zero of n rows, [n, groups].

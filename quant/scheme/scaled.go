@@ -143,10 +143,12 @@ func (d *scaled) rows(dst []float32, first int64) error {
 		row := dst[:d.cols]
 		for g, s := range scales {
 			part := row[int64(g)*block : min(d.cols, int64(g+1)*block)]
-			for i := range part {
-				if zeros != nil {
+			if zeros != nil {
+				for i := range part {
 					part[i] -= zeros[g]
 				}
+			}
+			for i := range part {
 				part[i] *= s
 			}
 		}
