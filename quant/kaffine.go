@@ -33,17 +33,12 @@ type affineBlock struct {
 	codes        [256]byte
 }
 
-// search fills the fit, and the integer scales and minima with their steps, d and dmin.
-func (a *affineBlock) search(t *affineType, x, importance []float32) {
+// load takes the values and gives them weights. importance may be nil.
+func (a *affineBlock) load(t *affineType, x, importance []float32) {
 	g := &a.groups
 	g.Load(x, t.size)
-	n := g.Count()
 	if importance != nil {
 		g.WeighImportance(importance, everywhere(float32(t.spread*sumSquares(x))/256))
-		g.Affine(t.importance, &a.fit)
-		w := g.WeightSums()
-		a.d = fitPositive(a.scales[:], a.fit.Scales[:n], w[:n], int(t.scaleTop))
-		a.dmin = fitPositive(a.mins[:], a.fit.Depths[:n], w[:n], int(t.scaleTop))
 		return
 	}
 	var offsets kernel.PerGroup
@@ -54,7 +49,26 @@ func (a *affineBlock) search(t *affineType, x, importance []float32) {
 		}
 	}
 	g.WeighMagnitudes(&offsets)
-	g.Affine(t.plain, &a.fit)
+}
+
+// search finds the fits of two super-blocks, which may be the same one.
+func (t *affineType) search(a, b *affineBlock, weighed bool) {
+	s := t.plain
+	if weighed {
+		s = t.importance
+	}
+	kernel.AffinePair(s, &a.groups, &b.groups, &a.fit, &b.fit)
+}
+
+// round makes integers of the scales and minima, with their units d and dmin.
+func (a *affineBlock) round(t *affineType, weighed bool) {
+	n := a.groups.Count()
+	if weighed {
+		w := a.groups.WeightSums()
+		a.d = fitPositive(a.scales[:], a.fit.Scales[:n], w[:n], int(t.scaleTop))
+		a.dmin = fitPositive(a.mins[:], a.fit.Depths[:n], w[:n], int(t.scaleTop))
+		return
+	}
 	a.d = steps(a.scales[:n], a.fit.Scales[:], t.scaleTop)
 	a.dmin = steps(a.mins[:n], a.fit.Depths[:], t.scaleTop)
 }
@@ -97,7 +111,9 @@ func encodeQ2_K(b []byte, x []float32) bool { return weighQ2_K(b, x, nil) }
 
 func weighQ2_K(b []byte, x, importance []float32) bool {
 	var a affineBlock
-	a.search(&affineQ2, x, importance)
+	a.load(&affineQ2, x, importance)
+	affineQ2.search(&a, &a, importance != nil)
+	a.round(&affineQ2, importance != nil)
 	okD, okMin := putHalf(b[80:], a.d), putHalf(b[82:], a.dmin)
 	for j := range 16 {
 		b[j] = a.scales[j] | a.mins[j]<<4
@@ -123,32 +139,23 @@ func packTwos(b []byte, codes *[256]byte) {
 func eight(b []byte) uint64   { return binary.LittleEndian.Uint64(b) }
 func word(b []byte, u uint64) { binary.LittleEndian.PutUint64(b, u) }
 
-func encodeQ4_K(b []byte, x []float32) bool { return weighQ4_K(b, x, nil) }
+func encodeQ4_K(b []byte, x, importance []float32) bool { return affineQ4.encodePair(b, x, importance) }
 
-func weighQ4_K(b []byte, x, importance []float32) bool {
-	var a affineBlock
-	finite := a.sixBits(&affineQ4, b, x, importance)
-	packFours(b[16:144], &a.codes)
-	return finite
-}
+func encodeQ5_K(b []byte, x, importance []float32) bool { return affineQ5.encodePair(b, x, importance) }
 
-func encodeQ5_K(b []byte, x []float32) bool { return weighQ5_K(b, x, nil) }
-
-func weighQ5_K(b []byte, x, importance []float32) bool {
-	var a affineBlock
-	finite := a.sixBits(&affineQ5, b, x, importance)
+// packFives stores the fifth bits of all groups, then the nibbles.
+func packFives(b []byte, codes *[256]byte) {
 	for i := 0; i < 32; i += 8 {
 		var high uint64
 		for g := range 8 {
-			high |= eight(a.codes[32*g+i:]) >> 4 & 0x0101010101010101 << g
+			high |= eight(codes[32*g+i:]) >> 4 & 0x0101010101010101 << g
 		}
-		word(b[16+i:], high)
+		word(b[i:], high)
 	}
 	for i := 0; i < 256; i += 8 {
-		word(a.codes[i:], eight(a.codes[i:])&0x0f0f0f0f0f0f0f0f)
+		word(codes[i:], eight(codes[i:])&0x0f0f0f0f0f0f0f0f)
 	}
-	packFours(b[48:176], &a.codes)
-	return finite
+	packFours(b[32:], codes)
 }
 
 // packFours puts the nibbles of groups 2p and 2p+1 together.
@@ -161,9 +168,35 @@ func packFours(b []byte, codes *[256]byte) {
 	}
 }
 
-// sixBits does what Q4_K and Q5_K have in common, and stores the first 16 bytes.
-func (a *affineBlock) sixBits(t *affineType, b []byte, x, importance []float32) bool {
-	a.search(t, x, importance)
+// encodePair encodes one or two blocks of Q4_K or Q5_K.
+func (t *affineType) encodePair(b []byte, x, importance []float32) bool {
+	var pair [2]affineBlock
+	n := len(x) / 256
+	size := len(b) / n
+	for i := range n {
+		var w []float32
+		if importance != nil {
+			w = importance[256*i:][:256]
+		}
+		pair[i].load(t, x[256*i:][:256], w)
+	}
+	t.search(&pair[0], &pair[n-1], importance != nil)
+	finite := true
+	for i := range n {
+		a, b := &pair[i], b[size*i:][:size]
+		a.round(t, importance != nil)
+		finite = a.putScales(t, b, x[256*i:][:256]) && finite
+		if t == &affineQ5 {
+			packFives(b[16:], &a.codes)
+		} else {
+			packFours(b[16:], &a.codes)
+		}
+	}
+	return finite
+}
+
+// putScales stores the first 16 bytes of Q4_K and Q5_K, and finds the codes.
+func (a *affineBlock) putScales(t *affineType, b []byte, x []float32) bool {
 	okD, okMin := putHalf(b, a.d), putHalf(b[2:], a.dmin)
 	s := b[4:16]
 	for j := range 8 {

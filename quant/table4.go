@@ -54,16 +54,18 @@ func encodeNVFP4(b []byte, x []float32) bool {
 
 // putFours stores the codes of the nearest values, in split halves. The first of equals wins.
 func putFours(b []byte, x []float32, scale, amax float32) {
-	code := nearestE2M1
-	if scale < 0x1p-100 || amax > 0x1p10*scale {
-		code = nearestE2M1Slow
-	}
+	slow := scale < 0x1p-100 || amax > 0x1p10*scale
 	var levels [8]float32
 	for i := range levels {
 		levels[i] = float32(twiceE2M1[i] * scale)
 	}
 	for i := range len(x) / 2 {
-		b[i] = code(x[i], &levels) | code(x[i+len(x)/2], &levels)<<4
+		low, high := x[i], x[i+len(x)/2]
+		if slow {
+			b[i] = nearestE2M1Slow(low, &levels) | nearestE2M1Slow(high, &levels)<<4
+		} else {
+			b[i] = nearestE2M1(low, &levels) | nearestE2M1(high, &levels)<<4
+		}
 	}
 }
 

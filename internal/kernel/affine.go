@@ -26,9 +26,13 @@ type AffineFit struct {
 }
 
 // Affine searches each group.
-func (g *Groups) Affine(a *Affine, fit *AffineFit) {
-	fit.top = a.top
-	affine(g, a, fit)
+func (g *Groups) Affine(a *Affine, fit *AffineFit) { AffinePair(a, g, g, fit, fit) }
+
+// AffinePair searches the groups of two super-blocks with groups of the same size, which is faster
+// than one after the other where they are of 32. Both may be the same.
+func AffinePair(a *Affine, g, h *Groups, fitG, fitH *AffineFit) {
+	fitG.top, fitH.top = a.top, a.top
+	affine(a, g, h, fitG, fitH)
 }
 
 // Codes are the codes the search chose for values of group j.
@@ -38,7 +42,7 @@ func (f *AffineFit) Codes(codes []byte, x []float32, j int) {
 	}
 }
 
-func affineGo(g *Groups, a *Affine, fit *AffineFit) {
+func affineGo(a *Affine, g *Groups, fit *AffineFit) {
 	var bx, bw [32]float32
 	for j := range g.Count() {
 		x, w := g.group(j, &bx, &bw)

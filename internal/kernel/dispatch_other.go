@@ -19,7 +19,6 @@ func weightSums(sums *PerGroup, g *Groups)              { weightSumsGo(sums, g) 
 func weighSquares(g *Groups)                            { weighSquaresGo(g) }
 func weighMagnitudes(g *Groups, offsets *PerGroup)      { weighMagnitudesGo(g, offsets) }
 func weighImportance(g *Groups, spreads *PerGroup)      { weighImportanceGo(g, spreads) }
-func affine(g *Groups, a *Affine, fit *AffineFit)       { affineGo(g, a, fit) }
 func symmetric(g *Groups, fit *SymmetricFit)            { symmetricGo(g, fit) }
 func nonLinear(g *Groups, scales *PerGroup)             { nonLinearGo(g, scales) }
 func quantize(codes *[256]byte, x *[256]float32, size int, steps, offsets *PerGroup, low, high int32) {
@@ -31,3 +30,10 @@ func descend(g *Groups, fit *SymmetricFit) { descendGo(g, fit) }
 func magnitudeBits(x []float32) uint32 { return magnitudeGo(x) }
 
 func quickLeft(_ Quick, _ []byte, _ []float32, blocks int) int { return blocks }
+
+func affine(a *Affine, g, h *Groups, fitG, fitH *AffineFit) {
+	affineGo(a, g, fitG)
+	if h != g {
+		affineGo(a, h, fitH)
+	}
+}

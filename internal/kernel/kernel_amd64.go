@@ -66,17 +66,17 @@ func sumsAVX2(sums *float32, x *float32, rows int)
 //go:noescape
 func squaresAVX2(sums *float32, x *float32, rows int)
 
-// affineSquareAVX2 is affineGo for one set, with square errors. fit are Scales of a AffineFit.
-// It reports false, and leaves fit undefined, when codes may leave the range it can round.
+// affineSquareAVX2 is affineGo for two sets, with square errors. fit0 and fit1 are Scales of an AffineFit.
+// It reports false, and leaves them undefined, when codes may leave the range it can round.
 //
 //go:noescape
-func affineSquareAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+func affineSquareAVX2(x0 *float32, x1 *float32, w0 *float32, w1 *float32, numerators *float32, count int, rows int, top float32, fit0 *float32, fit1 *float32) (ok bool)
 
-// affineAbsoluteAVX2 is affineGo for one set, with absolute errors. fit are Scales of a AffineFit.
-// It reports false, and leaves fit undefined, when codes may leave the range it can round.
+// affineAbsoluteAVX2 is affineGo for two sets, with absolute errors. fit0 and fit1 are Scales of an AffineFit.
+// It reports false, and leaves them undefined, when codes may leave the range it can round.
 //
 //go:noescape
-func affineAbsoluteAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+func affineAbsoluteAVX2(x0 *float32, x1 *float32, w0 *float32, w1 *float32, numerators *float32, count int, rows int, top float32, fit0 *float32, fit1 *float32) (ok bool)
 
 // symmetricAVX2 is symmetricGo for one set. fit are Scales of a SymmetricFit, shifts the 18 numbers of that name.
 //

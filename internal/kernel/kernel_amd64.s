@@ -525,223 +525,351 @@ row:
 	VZEROUPPER
 	RET
 
-// func affineSquareAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+// func affineSquareAVX2(x0 *float32, x1 *float32, w0 *float32, w1 *float32, numerators *float32, count int, rows int, top float32, fit0 *float32, fit1 *float32) (ok bool)
 // Requires: AVX
-TEXT ·affineSquareAVX2(SB), $1280-57
-	MOVQ         x+0(FP), AX
-	MOVQ         w+8(FP), CX
-	MOVQ         numerators+16(FP), DX
-	MOVQ         count+24(FP), BX
-	MOVQ         rows+32(FP), SI
-	MOVQ         SI, DI
-	SHLQ         $0x05, DI
-	LEAQ         256(SP), R8
-	VBROADCASTSS top+40(FP), Y0
+TEXT ·affineSquareAVX2(SB), $2720-81
+	MOVQ         x0+0(FP), AX
+	MOVQ         x1+8(FP), CX
+	MOVQ         w0+16(FP), DX
+	MOVQ         w1+24(FP), BX
+	MOVQ         numerators+32(FP), SI
+	MOVQ         count+40(FP), DI
+	MOVQ         rows+48(FP), R8
+	MOVQ         R8, R9
+	SHLQ         $0x05, R9
+	LEAQ         672(SP), R10
+	VBROADCASTSS top+56(FP), Y0
+	VXORPS       Y1, Y1, Y1
 	VMOVUPS      Y0, (SP)
-	VMOVUPS      (AX), Y0
-	VMOVAPS      Y0, Y1
-	VMOVUPS      (CX), Y2
-	VMULPS       Y0, Y2, Y3
-	MOVQ         $0x00000020, SI
+	VMOVUPS      (AX), Y2
+	VMOVAPS      Y2, Y3
+	VMOVUPS      (DX), Y4
+	VMULPS       Y2, Y4, Y5
+	MOVQ         $0x00000020, R8
 
-range:
-	VMOVUPS   (AX)(SI*1), Y4
-	VMOVUPS   (CX)(SI*1), Y5
-	VMINPS    Y0, Y4, Y0
-	VMAXPS    Y1, Y4, Y1
-	VADDPS    Y5, Y2, Y2
-	VMULPS    Y4, Y5, Y5
-	VADDPS    Y5, Y3, Y3
-	ADDQ      $0x00000020, SI
-	CMPQ      SI, DI
-	JL        range
-	VMOVUPS   Y0, 64(SP)
-	VXORPS    Y4, Y4, Y4
-	VMINPS    Y0, Y4, Y0
-	VMOVUPS   Y1, 32(SP)
-	VMOVUPS   Y2, 96(SP)
-	VMOVUPS   Y3, 128(SP)
-	VCMPPS    $0x12, Y0, Y1, Y1
-	VMOVUPS   Y1, 160(SP)
-	VMOVUPS   32(SP), Y2
-	VSUBPS    Y0, Y2, Y2
-	VMOVUPS   (SP), Y1
-	VDIVPS    Y2, Y1, Y1
-	VMULPS    Y1, Y2, Y2
-	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
-	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y3
-	VMOVUPS   64(SP), Y2
-	VSUBPS    Y0, Y2, Y2
-	VMULPS    Y1, Y2, Y2
-	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
-	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y2
-	VANDPS    Y2, Y3, Y3
-	VORPS     160(SP), Y3, Y3
-	VMOVMSKPS Y3, SI
-	CMPL      SI, $0xff
+range0:
+	VMOVUPS (AX)(R8*1), Y6
+	VMOVUPS (DX)(R8*1), Y7
+	VMINPS  Y2, Y6, Y2
+	VMAXPS  Y3, Y6, Y3
+	VADDPS  Y7, Y4, Y4
+	VMULPS  Y6, Y7, Y7
+	VADDPS  Y7, Y5, Y5
+	ADDQ    $0x00000020, R8
+	CMPQ    R8, R9
+	JL      range0
+	VMOVUPS Y2, 64(SP)
+	VMINPS  Y2, Y1, Y2
+	VMOVUPS Y2, 96(SP)
+	VMOVUPS Y2, 256(SP)
+	VMOVUPS Y3, 32(SP)
+	VMOVUPS Y4, 128(SP)
+	VMOVUPS Y5, 160(SP)
+	VCMPPS  $0x12, Y2, Y3, Y3
+	VMOVUPS Y3, 192(SP)
+	VMOVUPS (CX), Y2
+	VMOVAPS Y2, Y3
+	VMOVUPS (BX), Y4
+	VMULPS  Y2, Y4, Y5
+	MOVQ    $0x00000020, R8
+
+range1:
+	VMOVUPS   (CX)(R8*1), Y6
+	VMOVUPS   (BX)(R8*1), Y7
+	VMINPS    Y2, Y6, Y2
+	VMAXPS    Y3, Y6, Y3
+	VADDPS    Y7, Y4, Y4
+	VMULPS    Y6, Y7, Y7
+	VADDPS    Y7, Y5, Y5
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
+	JL        range1
+	VMOVUPS   Y2, 384(SP)
+	VMINPS    Y2, Y1, Y2
+	VMOVUPS   Y2, 416(SP)
+	VMOVUPS   Y2, 576(SP)
+	VMOVUPS   Y3, 352(SP)
+	VMOVUPS   Y4, 448(SP)
+	VMOVUPS   Y5, 480(SP)
+	VCMPPS    $0x12, Y2, Y3, Y3
+	VMOVUPS   Y3, 512(SP)
+	VMOVAPS   Y0, Y5
+	VMOVUPS   96(SP), Y2
+	VMOVUPS   32(SP), Y3
+	VSUBPS    Y2, Y3, Y3
+	VDIVPS    Y3, Y5, Y4
+	VMULPS    Y4, Y3, Y3
+	VANDPS    lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y6
+	VMOVUPS   64(SP), Y3
+	VSUBPS    Y2, Y3, Y3
+	VMULPS    Y4, Y3, Y3
+	VANDPS    lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y3
+	VANDPS    Y3, Y6, Y6
+	VORPS     192(SP), Y6, Y6
+	VMOVMSKPS Y6, R8
+	VMOVUPS   416(SP), Y3
+	VMOVUPS   352(SP), Y6
+	VSUBPS    Y3, Y6, Y6
+	VDIVPS    Y6, Y5, Y5
+	VMULPS    Y5, Y6, Y6
+	VANDPS    lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y7
+	VMOVUPS   384(SP), Y6
+	VSUBPS    Y3, Y6, Y6
+	VMULPS    Y5, Y6, Y6
+	VANDPS    lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y6
+	VANDPS    Y6, Y7, Y7
+	VORPS     512(SP), Y7, Y7
+	VMOVMSKPS Y7, R11
+	ANDL      R11, R8
+	CMPL      R8, $0xff
 	JNE       unsure
-	VMOVUPS   Y1, 192(SP)
-	VMOVUPS   Y0, 224(SP)
-	VXORPS    Y3, Y3, Y3
-	VMOVUPS   lanes_3f800000<>+0(SB), Y2
-	VDIVPS    Y1, Y2, Y2
-	XORQ      SI, SI
+	VXORPS    Y8, Y8, Y8
+	VXORPS    Y9, Y9, Y9
+	VMOVUPS   Y4, 224(SP)
+	VMOVUPS   lanes_3f800000<>+0(SB), Y6
+	VDIVPS    Y4, Y6, Y6
+	VMOVUPS   Y6, 288(SP)
+	VMOVUPS   Y5, 544(SP)
+	VMOVUPS   lanes_3f800000<>+0(SB), Y7
+	VDIVPS    Y5, Y7, Y7
+	VMOVUPS   Y7, 608(SP)
+	XORQ      R8, R8
 
 first:
-	VMOVUPS   (AX)(SI*1), Y4
-	VSUBPS    Y0, Y4, Y4
-	VMULPS    Y1, Y4, Y4
-	VROUNDPS  $0x00, Y4, Y4
-	VMAXPS    lanes_0<>+0(SB), Y4, Y4
-	VMINPS    (SP), Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VADDPS    Y0, Y4, Y4
-	VSUBPS    (AX)(SI*1), Y4, Y4
-	VMULPS    Y4, Y4, Y4
-	VMULPS    (CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y3, Y3
-	VMOVUPS   32(AX)(SI*1), Y4
-	VSUBPS    Y0, Y4, Y4
-	VMULPS    Y1, Y4, Y4
-	VROUNDPS  $0x00, Y4, Y4
-	VMAXPS    lanes_0<>+0(SB), Y4, Y4
-	VMINPS    (SP), Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VADDPS    Y0, Y4, Y4
-	VSUBPS    32(AX)(SI*1), Y4, Y4
-	VMULPS    Y4, Y4, Y4
-	VMULPS    32(CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y3, Y3
-	ADDQ      $0x00000040, SI
-	CMPQ      SI, DI
+	VMOVUPS   (AX)(R8*1), Y10
+	VSUBPS    Y2, Y10, Y10
+	VMULPS    Y4, Y10, Y10
+	VROUNDPS  $0x00, Y10, Y10
+	VMAXPS    Y1, Y10, Y10
+	VMINPS    Y0, Y10, Y10
+	VMULPS    Y6, Y10, Y10
+	VADDPS    Y2, Y10, Y10
+	VSUBPS    (AX)(R8*1), Y10, Y10
+	VMULPS    Y10, Y10, Y10
+	VMULPS    (DX)(R8*1), Y10, Y10
+	VADDPS    Y10, Y8, Y8
+	VMOVUPS   (CX)(R8*1), Y10
+	VSUBPS    Y3, Y10, Y10
+	VMULPS    Y5, Y10, Y10
+	VROUNDPS  $0x00, Y10, Y10
+	VMAXPS    Y1, Y10, Y10
+	VMINPS    Y0, Y10, Y10
+	VMULPS    Y7, Y10, Y10
+	VADDPS    Y3, Y10, Y10
+	VSUBPS    (CX)(R8*1), Y10, Y10
+	VMULPS    Y10, Y10, Y10
+	VMULPS    (BX)(R8*1), Y10, Y10
+	VADDPS    Y10, Y9, Y9
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
 	JL        first
-	VMOVUPS   160(SP), Y1
-	VBLENDVPS Y1, lanes_ff800000<>+0(SB), Y3, Y3
+	VMOVUPS   192(SP), Y2
+	VBLENDVPS Y2, lanes_ff800000<>+0(SB), Y8, Y8
+	VMOVUPS   Y8, 320(SP)
+	VMOVUPS   512(SP), Y2
+	VBLENDVPS Y2, lanes_ff800000<>+0(SB), Y9, Y9
+	VMOVUPS   Y9, 640(SP)
 
 candidate:
-	VMOVUPS      32(SP), Y4
-	VSUBPS       Y0, Y4, Y4
-	VBROADCASTSS (DX), Y1
-	VDIVPS       Y4, Y1, Y1
-	VMULPS       Y1, Y4, Y4
-	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
-	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y5
-	VMOVUPS      64(SP), Y4
-	VSUBPS       Y0, Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
-	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y4
-	VANDPS       Y4, Y5, Y5
-	VORPS        160(SP), Y5, Y5
-	VMOVMSKPS    Y5, SI
-	CMPL         SI, $0xff
+	VBROADCASTSS (SI), Y5
+	VMOVUPS      96(SP), Y2
+	VMOVUPS      32(SP), Y3
+	VSUBPS       Y2, Y3, Y3
+	VDIVPS       Y3, Y5, Y4
+	VMULPS       Y4, Y3, Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y6
+	VMOVUPS      64(SP), Y3
+	VSUBPS       Y2, Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y6, Y6
+	VORPS        192(SP), Y6, Y6
+	VMOVMSKPS    Y6, R8
+	VMOVUPS      416(SP), Y3
+	VMOVUPS      352(SP), Y6
+	VSUBPS       Y3, Y6, Y6
+	VDIVPS       Y6, Y5, Y5
+	VMULPS       Y5, Y6, Y6
+	VANDPS       lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y7
+	VMOVUPS      384(SP), Y6
+	VSUBPS       Y3, Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VANDPS       lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y6
+	VANDPS       Y6, Y7, Y7
+	VORPS        512(SP), Y7, Y7
+	VMOVMSKPS    Y7, R11
+	ANDL         R11, R8
+	CMPL         R8, $0xff
 	JNE          unsure
-	VXORPS       Y4, Y4, Y4
-	VXORPS       Y5, Y5, Y5
 	VXORPS       Y6, Y6, Y6
-	XORQ         SI, SI
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	VXORPS       Y9, Y9, Y9
+	VXORPS       Y10, Y10, Y10
+	VXORPS       Y11, Y11, Y11
+	XORQ         R8, R8
 
 sums:
-	VMOVUPS   (AX)(SI*1), Y7
-	VSUBPS    Y0, Y7, Y8
-	VMULPS    Y1, Y8, Y8
-	VROUNDPS  $0x00, Y8, Y8
-	VMAXPS    lanes_0<>+0(SB), Y8, Y8
-	VMINPS    (SP), Y8, Y8
-	VMOVUPS   Y8, (R8)(SI*1)
-	VMULPS    (CX)(SI*1), Y8, Y9
-	VADDPS    Y9, Y4, Y4
-	VMULPS    Y9, Y8, Y8
-	VADDPS    Y8, Y5, Y5
-	VMULPS    Y9, Y7, Y7
-	VADDPS    Y7, Y6, Y6
-	VMOVUPS   32(AX)(SI*1), Y7
-	VSUBPS    Y0, Y7, Y8
-	VMULPS    Y1, Y8, Y8
-	VROUNDPS  $0x00, Y8, Y8
-	VMAXPS    lanes_0<>+0(SB), Y8, Y8
-	VMINPS    (SP), Y8, Y8
-	VMOVUPS   Y8, 32(R8)(SI*1)
-	VMULPS    32(CX)(SI*1), Y8, Y9
-	VADDPS    Y9, Y4, Y4
-	VMULPS    Y9, Y8, Y8
-	VADDPS    Y8, Y5, Y5
-	VMULPS    Y9, Y7, Y7
-	VADDPS    Y7, Y6, Y6
-	ADDQ      $0x00000040, SI
-	CMPQ      SI, DI
+	VMOVUPS   (AX)(R8*1), Y12
+	VSUBPS    Y2, Y12, Y13
+	VMULPS    Y4, Y13, Y13
+	VROUNDPS  $0x00, Y13, Y13
+	VMAXPS    Y1, Y13, Y13
+	VMINPS    Y0, Y13, Y13
+	VMOVUPS   Y13, (R10)(R8*1)
+	VMULPS    (DX)(R8*1), Y13, Y14
+	VADDPS    Y14, Y6, Y6
+	VMULPS    Y14, Y13, Y13
+	VADDPS    Y13, Y8, Y8
+	VMULPS    Y14, Y12, Y12
+	VADDPS    Y12, Y10, Y10
+	VMOVUPS   (CX)(R8*1), Y12
+	VSUBPS    Y3, Y12, Y13
+	VMULPS    Y5, Y13, Y13
+	VROUNDPS  $0x00, Y13, Y13
+	VMAXPS    Y1, Y13, Y13
+	VMINPS    Y0, Y13, Y13
+	VMOVUPS   Y13, 1024(R10)(R8*1)
+	VMULPS    (BX)(R8*1), Y13, Y14
+	VADDPS    Y14, Y7, Y7
+	VMULPS    Y14, Y13, Y13
+	VADDPS    Y13, Y9, Y9
+	VMULPS    Y14, Y12, Y12
+	VADDPS    Y12, Y11, Y11
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
 	JL        sums
-	VMULPS    96(SP), Y5, Y7
-	VMULPS    Y4, Y4, Y10
-	VSUBPS    Y10, Y7, Y7
-	VMULPS    96(SP), Y6, Y8
-	VMULPS    128(SP), Y4, Y10
-	VSUBPS    Y10, Y8, Y8
-	VDIVPS    Y7, Y8, Y8
-	VMULPS    128(SP), Y5, Y9
-	VMULPS    Y4, Y6, Y10
-	VSUBPS    Y10, Y9, Y9
-	VDIVPS    Y7, Y9, Y9
-	VDIVPS    Y5, Y6, Y6
-	VCMPPS    $0x1e, lanes_0<>+0(SB), Y9, Y10
-	VBLENDVPS Y10, Y6, Y8, Y8
-	VANDNPS   Y9, Y10, Y9
-	VCMPPS    $0x1e, lanes_0<>+0(SB), Y7, Y7
-	VXORPS    Y5, Y5, Y5
-	XORQ      SI, SI
+	VMULPS    128(SP), Y8, Y12
+	VMULPS    Y6, Y6, Y15
+	VSUBPS    Y15, Y12, Y12
+	VMULPS    128(SP), Y10, Y13
+	VMULPS    160(SP), Y6, Y15
+	VSUBPS    Y15, Y13, Y13
+	VDIVPS    Y12, Y13, Y13
+	VMULPS    160(SP), Y8, Y14
+	VMULPS    Y6, Y10, Y15
+	VSUBPS    Y15, Y14, Y14
+	VDIVPS    Y12, Y14, Y14
+	VDIVPS    Y8, Y10, Y10
+	VCMPPS    $0x1e, Y1, Y14, Y15
+	VBLENDVPS Y15, Y10, Y13, Y13
+	VANDNPS   Y14, Y15, Y14
+	VCMPPS    $0x1e, Y1, Y12, Y12
+	VMULPS    448(SP), Y9, Y6
+	VMULPS    Y7, Y7, Y15
+	VSUBPS    Y15, Y6, Y6
+	VMULPS    448(SP), Y11, Y8
+	VMULPS    480(SP), Y7, Y15
+	VSUBPS    Y15, Y8, Y8
+	VDIVPS    Y6, Y8, Y8
+	VMULPS    480(SP), Y9, Y10
+	VMULPS    Y7, Y11, Y15
+	VSUBPS    Y15, Y10, Y10
+	VDIVPS    Y6, Y10, Y10
+	VDIVPS    Y9, Y11, Y11
+	VCMPPS    $0x1e, Y1, Y10, Y15
+	VBLENDVPS Y15, Y11, Y8, Y8
+	VANDNPS   Y10, Y15, Y10
+	VCMPPS    $0x1e, Y1, Y6, Y6
+	VXORPS    Y7, Y7, Y7
+	VXORPS    Y9, Y9, Y9
+	XORQ      R8, R8
 
 error:
-	VMOVUPS   (R8)(SI*1), Y4
-	VMULPS    Y8, Y4, Y4
-	VADDPS    Y9, Y4, Y4
-	VSUBPS    (AX)(SI*1), Y4, Y4
-	VMULPS    Y4, Y4, Y4
-	VMULPS    (CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y5, Y5
-	VMOVUPS   32(R8)(SI*1), Y4
-	VMULPS    Y8, Y4, Y4
-	VADDPS    Y9, Y4, Y4
-	VSUBPS    32(AX)(SI*1), Y4, Y4
-	VMULPS    Y4, Y4, Y4
-	VMULPS    32(CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y5, Y5
-	ADDQ      $0x00000040, SI
-	CMPQ      SI, DI
+	VMOVUPS   (R10)(R8*1), Y11
+	VMULPS    Y13, Y11, Y11
+	VADDPS    Y14, Y11, Y11
+	VSUBPS    (AX)(R8*1), Y11, Y11
+	VMULPS    Y11, Y11, Y11
+	VMULPS    (DX)(R8*1), Y11, Y11
+	VADDPS    Y11, Y7, Y7
+	VMOVUPS   1024(R10)(R8*1), Y11
+	VMULPS    Y8, Y11, Y11
+	VADDPS    Y10, Y11, Y11
+	VSUBPS    (CX)(R8*1), Y11, Y11
+	VMULPS    Y11, Y11, Y11
+	VMULPS    (BX)(R8*1), Y11, Y11
+	VADDPS    Y11, Y9, Y9
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
 	JL        error
-	VCMPPS    $0x11, Y3, Y5, Y4
-	VANDPS    Y7, Y4, Y4
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VBLENDVPS Y4, Y8, Y2, Y2
-	VMOVUPS   192(SP), Y10
-	VBLENDVPS Y4, Y1, Y10, Y10
-	VMOVUPS   Y10, 192(SP)
-	VMOVUPS   224(SP), Y10
-	VBLENDVPS Y4, Y0, Y10, Y10
-	VMOVUPS   Y10, 224(SP)
-	VBLENDVPS Y4, Y9, Y0, Y0
-	ADDQ      $0x04, DX
-	DECQ      BX
+	VMOVUPS   320(SP), Y11
+	VCMPPS    $0x11, Y11, Y7, Y11
+	VANDPS    Y12, Y11, Y11
+	VMOVUPS   320(SP), Y12
+	VBLENDVPS Y11, Y7, Y12, Y12
+	VMOVUPS   Y12, 320(SP)
+	VMOVUPS   288(SP), Y7
+	VBLENDVPS Y11, Y13, Y7, Y7
+	VMOVUPS   Y7, 288(SP)
+	VMOVUPS   224(SP), Y7
+	VBLENDVPS Y11, Y4, Y7, Y7
+	VMOVUPS   Y7, 224(SP)
+	VMOVUPS   256(SP), Y4
+	VBLENDVPS Y11, Y2, Y4, Y4
+	VMOVUPS   Y4, 256(SP)
+	VMOVUPS   96(SP), Y2
+	VBLENDVPS Y11, Y14, Y2, Y2
+	VMOVUPS   Y2, 96(SP)
+	VMOVUPS   640(SP), Y2
+	VCMPPS    $0x11, Y2, Y9, Y2
+	VANDPS    Y6, Y2, Y2
+	VMOVUPS   640(SP), Y4
+	VBLENDVPS Y2, Y9, Y4, Y4
+	VMOVUPS   Y4, 640(SP)
+	VMOVUPS   608(SP), Y4
+	VBLENDVPS Y2, Y8, Y4, Y4
+	VMOVUPS   Y4, 608(SP)
+	VMOVUPS   544(SP), Y4
+	VBLENDVPS Y2, Y5, Y4, Y4
+	VMOVUPS   Y4, 544(SP)
+	VMOVUPS   576(SP), Y4
+	VBLENDVPS Y2, Y3, Y4, Y4
+	VMOVUPS   Y4, 576(SP)
+	VMOVUPS   416(SP), Y3
+	VBLENDVPS Y2, Y10, Y3, Y3
+	VMOVUPS   Y3, 416(SP)
+	ADDQ      $0x04, SI
+	DECQ      DI
 	JNZ       candidate
-	MOVQ      fit+48(FP), AX
-	VMOVUPS   160(SP), Y3
-	VANDNPS   Y2, Y3, Y2
-	VMOVUPS   Y2, (AX)
-	VXORPS    lanes_80000000<>+0(SB), Y0, Y0
-	VMOVUPS   Y0, 64(AX)
-	VMOVUPS   192(SP), Y1
-	VANDNPS   Y1, Y3, Y1
+	MOVQ      fit0+64(FP), AX
+	MOVQ      fit1+72(FP), CX
+	VMOVUPS   192(SP), Y0
+	VANDNPS   288(SP), Y0, Y1
+	VMOVUPS   Y1, (AX)
+	VMOVUPS   96(SP), Y1
+	VXORPS    lanes_80000000<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 64(AX)
+	VANDNPS   224(SP), Y0, Y1
 	VMOVUPS   Y1, 128(AX)
-	VMOVUPS   224(SP), Y10
-	VANDNPS   Y10, Y3, Y10
-	VMOVUPS   Y10, 192(AX)
+	VANDNPS   256(SP), Y0, Y1
+	VMOVUPS   Y1, 192(AX)
+	VMOVUPS   512(SP), Y0
+	VANDNPS   608(SP), Y0, Y1
+	VMOVUPS   Y1, (CX)
+	VMOVUPS   416(SP), Y1
+	VXORPS    lanes_80000000<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 64(CX)
+	VANDNPS   544(SP), Y0, Y1
+	VMOVUPS   Y1, 128(CX)
+	VANDNPS   576(SP), Y0, Y1
+	VMOVUPS   Y1, 192(CX)
 	MOVB      $0x01, AL
-	MOVB      AL, ok+56(FP)
+	MOVB      AL, ok+80(FP)
 	VZEROUPPER
 	RET
 
 unsure:
 	MOVB $0x00, AL
-	MOVB AL, ok+56(FP)
+	MOVB AL, ok+80(FP)
 	VZEROUPPER
 	RET
 
@@ -765,16 +893,6 @@ DATA lanes_3f800000<>+24(SB)/4, $0x3f800000
 DATA lanes_3f800000<>+28(SB)/4, $0x3f800000
 GLOBL lanes_3f800000<>(SB), RODATA|NOPTR, $32
 
-DATA lanes_0<>+0(SB)/4, $0x00000000
-DATA lanes_0<>+4(SB)/4, $0x00000000
-DATA lanes_0<>+8(SB)/4, $0x00000000
-DATA lanes_0<>+12(SB)/4, $0x00000000
-DATA lanes_0<>+16(SB)/4, $0x00000000
-DATA lanes_0<>+20(SB)/4, $0x00000000
-DATA lanes_0<>+24(SB)/4, $0x00000000
-DATA lanes_0<>+28(SB)/4, $0x00000000
-GLOBL lanes_0<>(SB), RODATA|NOPTR, $32
-
 DATA lanes_ff800000<>+0(SB)/4, $0xff800000
 DATA lanes_ff800000<>+4(SB)/4, $0xff800000
 DATA lanes_ff800000<>+8(SB)/4, $0xff800000
@@ -795,223 +913,351 @@ DATA lanes_80000000<>+24(SB)/4, $0x80000000
 DATA lanes_80000000<>+28(SB)/4, $0x80000000
 GLOBL lanes_80000000<>(SB), RODATA|NOPTR, $32
 
-// func affineAbsoluteAVX2(x *float32, w *float32, numerators *float32, count int, rows int, top float32, fit *float32) (ok bool)
+// func affineAbsoluteAVX2(x0 *float32, x1 *float32, w0 *float32, w1 *float32, numerators *float32, count int, rows int, top float32, fit0 *float32, fit1 *float32) (ok bool)
 // Requires: AVX
-TEXT ·affineAbsoluteAVX2(SB), $1280-57
-	MOVQ         x+0(FP), AX
-	MOVQ         w+8(FP), CX
-	MOVQ         numerators+16(FP), DX
-	MOVQ         count+24(FP), BX
-	MOVQ         rows+32(FP), SI
-	MOVQ         SI, DI
-	SHLQ         $0x05, DI
-	LEAQ         256(SP), R8
-	VBROADCASTSS top+40(FP), Y0
+TEXT ·affineAbsoluteAVX2(SB), $2720-81
+	MOVQ         x0+0(FP), AX
+	MOVQ         x1+8(FP), CX
+	MOVQ         w0+16(FP), DX
+	MOVQ         w1+24(FP), BX
+	MOVQ         numerators+32(FP), SI
+	MOVQ         count+40(FP), DI
+	MOVQ         rows+48(FP), R8
+	MOVQ         R8, R9
+	SHLQ         $0x05, R9
+	LEAQ         672(SP), R10
+	VBROADCASTSS top+56(FP), Y0
+	VXORPS       Y1, Y1, Y1
 	VMOVUPS      Y0, (SP)
-	VMOVUPS      (AX), Y0
-	VMOVAPS      Y0, Y1
-	VMOVUPS      (CX), Y2
-	VMULPS       Y0, Y2, Y3
-	MOVQ         $0x00000020, SI
+	VMOVUPS      (AX), Y2
+	VMOVAPS      Y2, Y3
+	VMOVUPS      (DX), Y4
+	VMULPS       Y2, Y4, Y5
+	MOVQ         $0x00000020, R8
 
-range:
-	VMOVUPS   (AX)(SI*1), Y4
-	VMOVUPS   (CX)(SI*1), Y5
-	VMINPS    Y0, Y4, Y0
-	VMAXPS    Y1, Y4, Y1
-	VADDPS    Y5, Y2, Y2
-	VMULPS    Y4, Y5, Y5
-	VADDPS    Y5, Y3, Y3
-	ADDQ      $0x00000020, SI
-	CMPQ      SI, DI
-	JL        range
-	VMOVUPS   Y0, 64(SP)
-	VXORPS    Y4, Y4, Y4
-	VMINPS    Y0, Y4, Y0
-	VMOVUPS   Y1, 32(SP)
-	VMOVUPS   Y2, 96(SP)
-	VMOVUPS   Y3, 128(SP)
-	VCMPPS    $0x12, Y0, Y1, Y1
-	VMOVUPS   Y1, 160(SP)
-	VMOVUPS   32(SP), Y2
-	VSUBPS    Y0, Y2, Y2
-	VMOVUPS   (SP), Y1
-	VDIVPS    Y2, Y1, Y1
-	VMULPS    Y1, Y2, Y2
-	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
-	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y3
-	VMOVUPS   64(SP), Y2
-	VSUBPS    Y0, Y2, Y2
-	VMULPS    Y1, Y2, Y2
-	VANDPS    lanes_7fffffff<>+0(SB), Y2, Y2
-	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y2, Y2
-	VANDPS    Y2, Y3, Y3
-	VORPS     160(SP), Y3, Y3
-	VMOVMSKPS Y3, SI
-	CMPL      SI, $0xff
+range0:
+	VMOVUPS (AX)(R8*1), Y6
+	VMOVUPS (DX)(R8*1), Y7
+	VMINPS  Y2, Y6, Y2
+	VMAXPS  Y3, Y6, Y3
+	VADDPS  Y7, Y4, Y4
+	VMULPS  Y6, Y7, Y7
+	VADDPS  Y7, Y5, Y5
+	ADDQ    $0x00000020, R8
+	CMPQ    R8, R9
+	JL      range0
+	VMOVUPS Y2, 64(SP)
+	VMINPS  Y2, Y1, Y2
+	VMOVUPS Y2, 96(SP)
+	VMOVUPS Y2, 256(SP)
+	VMOVUPS Y3, 32(SP)
+	VMOVUPS Y4, 128(SP)
+	VMOVUPS Y5, 160(SP)
+	VCMPPS  $0x12, Y2, Y3, Y3
+	VMOVUPS Y3, 192(SP)
+	VMOVUPS (CX), Y2
+	VMOVAPS Y2, Y3
+	VMOVUPS (BX), Y4
+	VMULPS  Y2, Y4, Y5
+	MOVQ    $0x00000020, R8
+
+range1:
+	VMOVUPS   (CX)(R8*1), Y6
+	VMOVUPS   (BX)(R8*1), Y7
+	VMINPS    Y2, Y6, Y2
+	VMAXPS    Y3, Y6, Y3
+	VADDPS    Y7, Y4, Y4
+	VMULPS    Y6, Y7, Y7
+	VADDPS    Y7, Y5, Y5
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
+	JL        range1
+	VMOVUPS   Y2, 384(SP)
+	VMINPS    Y2, Y1, Y2
+	VMOVUPS   Y2, 416(SP)
+	VMOVUPS   Y2, 576(SP)
+	VMOVUPS   Y3, 352(SP)
+	VMOVUPS   Y4, 448(SP)
+	VMOVUPS   Y5, 480(SP)
+	VCMPPS    $0x12, Y2, Y3, Y3
+	VMOVUPS   Y3, 512(SP)
+	VMOVAPS   Y0, Y5
+	VMOVUPS   96(SP), Y2
+	VMOVUPS   32(SP), Y3
+	VSUBPS    Y2, Y3, Y3
+	VDIVPS    Y3, Y5, Y4
+	VMULPS    Y4, Y3, Y3
+	VANDPS    lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y6
+	VMOVUPS   64(SP), Y3
+	VSUBPS    Y2, Y3, Y3
+	VMULPS    Y4, Y3, Y3
+	VANDPS    lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y3
+	VANDPS    Y3, Y6, Y6
+	VORPS     192(SP), Y6, Y6
+	VMOVMSKPS Y6, R8
+	VMOVUPS   416(SP), Y3
+	VMOVUPS   352(SP), Y6
+	VSUBPS    Y3, Y6, Y6
+	VDIVPS    Y6, Y5, Y5
+	VMULPS    Y5, Y6, Y6
+	VANDPS    lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y7
+	VMOVUPS   384(SP), Y6
+	VSUBPS    Y3, Y6, Y6
+	VMULPS    Y5, Y6, Y6
+	VANDPS    lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS    $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y6
+	VANDPS    Y6, Y7, Y7
+	VORPS     512(SP), Y7, Y7
+	VMOVMSKPS Y7, R11
+	ANDL      R11, R8
+	CMPL      R8, $0xff
 	JNE       unsure
-	VMOVUPS   Y1, 192(SP)
-	VMOVUPS   Y0, 224(SP)
-	VXORPS    Y3, Y3, Y3
-	VMOVUPS   lanes_3f800000<>+0(SB), Y2
-	VDIVPS    Y1, Y2, Y2
-	XORQ      SI, SI
+	VXORPS    Y8, Y8, Y8
+	VXORPS    Y9, Y9, Y9
+	VMOVUPS   Y4, 224(SP)
+	VMOVUPS   lanes_3f800000<>+0(SB), Y6
+	VDIVPS    Y4, Y6, Y6
+	VMOVUPS   Y6, 288(SP)
+	VMOVUPS   Y5, 544(SP)
+	VMOVUPS   lanes_3f800000<>+0(SB), Y7
+	VDIVPS    Y5, Y7, Y7
+	VMOVUPS   Y7, 608(SP)
+	XORQ      R8, R8
 
 first:
-	VMOVUPS   (AX)(SI*1), Y4
-	VSUBPS    Y0, Y4, Y4
-	VMULPS    Y1, Y4, Y4
-	VROUNDPS  $0x00, Y4, Y4
-	VMAXPS    lanes_0<>+0(SB), Y4, Y4
-	VMINPS    (SP), Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VADDPS    Y0, Y4, Y4
-	VSUBPS    (AX)(SI*1), Y4, Y4
-	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
-	VMULPS    (CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y3, Y3
-	VMOVUPS   32(AX)(SI*1), Y4
-	VSUBPS    Y0, Y4, Y4
-	VMULPS    Y1, Y4, Y4
-	VROUNDPS  $0x00, Y4, Y4
-	VMAXPS    lanes_0<>+0(SB), Y4, Y4
-	VMINPS    (SP), Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VADDPS    Y0, Y4, Y4
-	VSUBPS    32(AX)(SI*1), Y4, Y4
-	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
-	VMULPS    32(CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y3, Y3
-	ADDQ      $0x00000040, SI
-	CMPQ      SI, DI
+	VMOVUPS   (AX)(R8*1), Y10
+	VSUBPS    Y2, Y10, Y10
+	VMULPS    Y4, Y10, Y10
+	VROUNDPS  $0x00, Y10, Y10
+	VMAXPS    Y1, Y10, Y10
+	VMINPS    Y0, Y10, Y10
+	VMULPS    Y6, Y10, Y10
+	VADDPS    Y2, Y10, Y10
+	VSUBPS    (AX)(R8*1), Y10, Y10
+	VANDPS    lanes_7fffffff<>+0(SB), Y10, Y10
+	VMULPS    (DX)(R8*1), Y10, Y10
+	VADDPS    Y10, Y8, Y8
+	VMOVUPS   (CX)(R8*1), Y10
+	VSUBPS    Y3, Y10, Y10
+	VMULPS    Y5, Y10, Y10
+	VROUNDPS  $0x00, Y10, Y10
+	VMAXPS    Y1, Y10, Y10
+	VMINPS    Y0, Y10, Y10
+	VMULPS    Y7, Y10, Y10
+	VADDPS    Y3, Y10, Y10
+	VSUBPS    (CX)(R8*1), Y10, Y10
+	VANDPS    lanes_7fffffff<>+0(SB), Y10, Y10
+	VMULPS    (BX)(R8*1), Y10, Y10
+	VADDPS    Y10, Y9, Y9
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
 	JL        first
-	VMOVUPS   160(SP), Y1
-	VBLENDVPS Y1, lanes_ff800000<>+0(SB), Y3, Y3
+	VMOVUPS   192(SP), Y2
+	VBLENDVPS Y2, lanes_ff800000<>+0(SB), Y8, Y8
+	VMOVUPS   Y8, 320(SP)
+	VMOVUPS   512(SP), Y2
+	VBLENDVPS Y2, lanes_ff800000<>+0(SB), Y9, Y9
+	VMOVUPS   Y9, 640(SP)
 
 candidate:
-	VMOVUPS      32(SP), Y4
-	VSUBPS       Y0, Y4, Y4
-	VBROADCASTSS (DX), Y1
-	VDIVPS       Y4, Y1, Y1
-	VMULPS       Y1, Y4, Y4
-	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
-	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y5
-	VMOVUPS      64(SP), Y4
-	VSUBPS       Y0, Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VANDPS       lanes_7fffffff<>+0(SB), Y4, Y4
-	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y4, Y4
-	VANDPS       Y4, Y5, Y5
-	VORPS        160(SP), Y5, Y5
-	VMOVMSKPS    Y5, SI
-	CMPL         SI, $0xff
+	VBROADCASTSS (SI), Y5
+	VMOVUPS      96(SP), Y2
+	VMOVUPS      32(SP), Y3
+	VSUBPS       Y2, Y3, Y3
+	VDIVPS       Y3, Y5, Y4
+	VMULPS       Y4, Y3, Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y6
+	VMOVUPS      64(SP), Y3
+	VSUBPS       Y2, Y3, Y3
+	VMULPS       Y4, Y3, Y3
+	VANDPS       lanes_7fffffff<>+0(SB), Y3, Y3
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y6, Y6
+	VORPS        192(SP), Y6, Y6
+	VMOVMSKPS    Y6, R8
+	VMOVUPS      416(SP), Y3
+	VMOVUPS      352(SP), Y6
+	VSUBPS       Y3, Y6, Y6
+	VDIVPS       Y6, Y5, Y5
+	VMULPS       Y5, Y6, Y6
+	VANDPS       lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y7
+	VMOVUPS      384(SP), Y6
+	VSUBPS       Y3, Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VANDPS       lanes_7fffffff<>+0(SB), Y6, Y6
+	VCMPPS       $0x12, lanes_4a7ffffc<>+0(SB), Y6, Y6
+	VANDPS       Y6, Y7, Y7
+	VORPS        512(SP), Y7, Y7
+	VMOVMSKPS    Y7, R11
+	ANDL         R11, R8
+	CMPL         R8, $0xff
 	JNE          unsure
-	VXORPS       Y4, Y4, Y4
-	VXORPS       Y5, Y5, Y5
 	VXORPS       Y6, Y6, Y6
-	XORQ         SI, SI
+	VXORPS       Y7, Y7, Y7
+	VXORPS       Y8, Y8, Y8
+	VXORPS       Y9, Y9, Y9
+	VXORPS       Y10, Y10, Y10
+	VXORPS       Y11, Y11, Y11
+	XORQ         R8, R8
 
 sums:
-	VMOVUPS   (AX)(SI*1), Y7
-	VSUBPS    Y0, Y7, Y8
-	VMULPS    Y1, Y8, Y8
-	VROUNDPS  $0x00, Y8, Y8
-	VMAXPS    lanes_0<>+0(SB), Y8, Y8
-	VMINPS    (SP), Y8, Y8
-	VMOVUPS   Y8, (R8)(SI*1)
-	VMULPS    (CX)(SI*1), Y8, Y9
-	VADDPS    Y9, Y4, Y4
-	VMULPS    Y9, Y8, Y8
-	VADDPS    Y8, Y5, Y5
-	VMULPS    Y9, Y7, Y7
-	VADDPS    Y7, Y6, Y6
-	VMOVUPS   32(AX)(SI*1), Y7
-	VSUBPS    Y0, Y7, Y8
-	VMULPS    Y1, Y8, Y8
-	VROUNDPS  $0x00, Y8, Y8
-	VMAXPS    lanes_0<>+0(SB), Y8, Y8
-	VMINPS    (SP), Y8, Y8
-	VMOVUPS   Y8, 32(R8)(SI*1)
-	VMULPS    32(CX)(SI*1), Y8, Y9
-	VADDPS    Y9, Y4, Y4
-	VMULPS    Y9, Y8, Y8
-	VADDPS    Y8, Y5, Y5
-	VMULPS    Y9, Y7, Y7
-	VADDPS    Y7, Y6, Y6
-	ADDQ      $0x00000040, SI
-	CMPQ      SI, DI
+	VMOVUPS   (AX)(R8*1), Y12
+	VSUBPS    Y2, Y12, Y13
+	VMULPS    Y4, Y13, Y13
+	VROUNDPS  $0x00, Y13, Y13
+	VMAXPS    Y1, Y13, Y13
+	VMINPS    Y0, Y13, Y13
+	VMOVUPS   Y13, (R10)(R8*1)
+	VMULPS    (DX)(R8*1), Y13, Y14
+	VADDPS    Y14, Y6, Y6
+	VMULPS    Y14, Y13, Y13
+	VADDPS    Y13, Y8, Y8
+	VMULPS    Y14, Y12, Y12
+	VADDPS    Y12, Y10, Y10
+	VMOVUPS   (CX)(R8*1), Y12
+	VSUBPS    Y3, Y12, Y13
+	VMULPS    Y5, Y13, Y13
+	VROUNDPS  $0x00, Y13, Y13
+	VMAXPS    Y1, Y13, Y13
+	VMINPS    Y0, Y13, Y13
+	VMOVUPS   Y13, 1024(R10)(R8*1)
+	VMULPS    (BX)(R8*1), Y13, Y14
+	VADDPS    Y14, Y7, Y7
+	VMULPS    Y14, Y13, Y13
+	VADDPS    Y13, Y9, Y9
+	VMULPS    Y14, Y12, Y12
+	VADDPS    Y12, Y11, Y11
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
 	JL        sums
-	VMULPS    96(SP), Y5, Y7
-	VMULPS    Y4, Y4, Y10
-	VSUBPS    Y10, Y7, Y7
-	VMULPS    96(SP), Y6, Y8
-	VMULPS    128(SP), Y4, Y10
-	VSUBPS    Y10, Y8, Y8
-	VDIVPS    Y7, Y8, Y8
-	VMULPS    128(SP), Y5, Y9
-	VMULPS    Y4, Y6, Y10
-	VSUBPS    Y10, Y9, Y9
-	VDIVPS    Y7, Y9, Y9
-	VDIVPS    Y5, Y6, Y6
-	VCMPPS    $0x1e, lanes_0<>+0(SB), Y9, Y10
-	VBLENDVPS Y10, Y6, Y8, Y8
-	VANDNPS   Y9, Y10, Y9
-	VCMPPS    $0x1e, lanes_0<>+0(SB), Y7, Y7
-	VXORPS    Y5, Y5, Y5
-	XORQ      SI, SI
+	VMULPS    128(SP), Y8, Y12
+	VMULPS    Y6, Y6, Y15
+	VSUBPS    Y15, Y12, Y12
+	VMULPS    128(SP), Y10, Y13
+	VMULPS    160(SP), Y6, Y15
+	VSUBPS    Y15, Y13, Y13
+	VDIVPS    Y12, Y13, Y13
+	VMULPS    160(SP), Y8, Y14
+	VMULPS    Y6, Y10, Y15
+	VSUBPS    Y15, Y14, Y14
+	VDIVPS    Y12, Y14, Y14
+	VDIVPS    Y8, Y10, Y10
+	VCMPPS    $0x1e, Y1, Y14, Y15
+	VBLENDVPS Y15, Y10, Y13, Y13
+	VANDNPS   Y14, Y15, Y14
+	VCMPPS    $0x1e, Y1, Y12, Y12
+	VMULPS    448(SP), Y9, Y6
+	VMULPS    Y7, Y7, Y15
+	VSUBPS    Y15, Y6, Y6
+	VMULPS    448(SP), Y11, Y8
+	VMULPS    480(SP), Y7, Y15
+	VSUBPS    Y15, Y8, Y8
+	VDIVPS    Y6, Y8, Y8
+	VMULPS    480(SP), Y9, Y10
+	VMULPS    Y7, Y11, Y15
+	VSUBPS    Y15, Y10, Y10
+	VDIVPS    Y6, Y10, Y10
+	VDIVPS    Y9, Y11, Y11
+	VCMPPS    $0x1e, Y1, Y10, Y15
+	VBLENDVPS Y15, Y11, Y8, Y8
+	VANDNPS   Y10, Y15, Y10
+	VCMPPS    $0x1e, Y1, Y6, Y6
+	VXORPS    Y7, Y7, Y7
+	VXORPS    Y9, Y9, Y9
+	XORQ      R8, R8
 
 error:
-	VMOVUPS   (R8)(SI*1), Y4
-	VMULPS    Y8, Y4, Y4
-	VADDPS    Y9, Y4, Y4
-	VSUBPS    (AX)(SI*1), Y4, Y4
-	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
-	VMULPS    (CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y5, Y5
-	VMOVUPS   32(R8)(SI*1), Y4
-	VMULPS    Y8, Y4, Y4
-	VADDPS    Y9, Y4, Y4
-	VSUBPS    32(AX)(SI*1), Y4, Y4
-	VANDPS    lanes_7fffffff<>+0(SB), Y4, Y4
-	VMULPS    32(CX)(SI*1), Y4, Y4
-	VADDPS    Y4, Y5, Y5
-	ADDQ      $0x00000040, SI
-	CMPQ      SI, DI
+	VMOVUPS   (R10)(R8*1), Y11
+	VMULPS    Y13, Y11, Y11
+	VADDPS    Y14, Y11, Y11
+	VSUBPS    (AX)(R8*1), Y11, Y11
+	VANDPS    lanes_7fffffff<>+0(SB), Y11, Y11
+	VMULPS    (DX)(R8*1), Y11, Y11
+	VADDPS    Y11, Y7, Y7
+	VMOVUPS   1024(R10)(R8*1), Y11
+	VMULPS    Y8, Y11, Y11
+	VADDPS    Y10, Y11, Y11
+	VSUBPS    (CX)(R8*1), Y11, Y11
+	VANDPS    lanes_7fffffff<>+0(SB), Y11, Y11
+	VMULPS    (BX)(R8*1), Y11, Y11
+	VADDPS    Y11, Y9, Y9
+	ADDQ      $0x00000020, R8
+	CMPQ      R8, R9
 	JL        error
-	VCMPPS    $0x11, Y3, Y5, Y4
-	VANDPS    Y7, Y4, Y4
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VBLENDVPS Y4, Y8, Y2, Y2
-	VMOVUPS   192(SP), Y10
-	VBLENDVPS Y4, Y1, Y10, Y10
-	VMOVUPS   Y10, 192(SP)
-	VMOVUPS   224(SP), Y10
-	VBLENDVPS Y4, Y0, Y10, Y10
-	VMOVUPS   Y10, 224(SP)
-	VBLENDVPS Y4, Y9, Y0, Y0
-	ADDQ      $0x04, DX
-	DECQ      BX
+	VMOVUPS   320(SP), Y11
+	VCMPPS    $0x11, Y11, Y7, Y11
+	VANDPS    Y12, Y11, Y11
+	VMOVUPS   320(SP), Y12
+	VBLENDVPS Y11, Y7, Y12, Y12
+	VMOVUPS   Y12, 320(SP)
+	VMOVUPS   288(SP), Y7
+	VBLENDVPS Y11, Y13, Y7, Y7
+	VMOVUPS   Y7, 288(SP)
+	VMOVUPS   224(SP), Y7
+	VBLENDVPS Y11, Y4, Y7, Y7
+	VMOVUPS   Y7, 224(SP)
+	VMOVUPS   256(SP), Y4
+	VBLENDVPS Y11, Y2, Y4, Y4
+	VMOVUPS   Y4, 256(SP)
+	VMOVUPS   96(SP), Y2
+	VBLENDVPS Y11, Y14, Y2, Y2
+	VMOVUPS   Y2, 96(SP)
+	VMOVUPS   640(SP), Y2
+	VCMPPS    $0x11, Y2, Y9, Y2
+	VANDPS    Y6, Y2, Y2
+	VMOVUPS   640(SP), Y4
+	VBLENDVPS Y2, Y9, Y4, Y4
+	VMOVUPS   Y4, 640(SP)
+	VMOVUPS   608(SP), Y4
+	VBLENDVPS Y2, Y8, Y4, Y4
+	VMOVUPS   Y4, 608(SP)
+	VMOVUPS   544(SP), Y4
+	VBLENDVPS Y2, Y5, Y4, Y4
+	VMOVUPS   Y4, 544(SP)
+	VMOVUPS   576(SP), Y4
+	VBLENDVPS Y2, Y3, Y4, Y4
+	VMOVUPS   Y4, 576(SP)
+	VMOVUPS   416(SP), Y3
+	VBLENDVPS Y2, Y10, Y3, Y3
+	VMOVUPS   Y3, 416(SP)
+	ADDQ      $0x04, SI
+	DECQ      DI
 	JNZ       candidate
-	MOVQ      fit+48(FP), AX
-	VMOVUPS   160(SP), Y3
-	VANDNPS   Y2, Y3, Y2
-	VMOVUPS   Y2, (AX)
-	VXORPS    lanes_80000000<>+0(SB), Y0, Y0
-	VMOVUPS   Y0, 64(AX)
-	VMOVUPS   192(SP), Y1
-	VANDNPS   Y1, Y3, Y1
+	MOVQ      fit0+64(FP), AX
+	MOVQ      fit1+72(FP), CX
+	VMOVUPS   192(SP), Y0
+	VANDNPS   288(SP), Y0, Y1
+	VMOVUPS   Y1, (AX)
+	VMOVUPS   96(SP), Y1
+	VXORPS    lanes_80000000<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 64(AX)
+	VANDNPS   224(SP), Y0, Y1
 	VMOVUPS   Y1, 128(AX)
-	VMOVUPS   224(SP), Y10
-	VANDNPS   Y10, Y3, Y10
-	VMOVUPS   Y10, 192(AX)
+	VANDNPS   256(SP), Y0, Y1
+	VMOVUPS   Y1, 192(AX)
+	VMOVUPS   512(SP), Y0
+	VANDNPS   608(SP), Y0, Y1
+	VMOVUPS   Y1, (CX)
+	VMOVUPS   416(SP), Y1
+	VXORPS    lanes_80000000<>+0(SB), Y1, Y1
+	VMOVUPS   Y1, 64(CX)
+	VANDNPS   544(SP), Y0, Y1
+	VMOVUPS   Y1, 128(CX)
+	VANDNPS   576(SP), Y0, Y1
+	VMOVUPS   Y1, 192(CX)
 	MOVB      $0x01, AL
-	MOVB      AL, ok+56(FP)
+	MOVB      AL, ok+80(FP)
 	VZEROUPPER
 	RET
 
 unsure:
 	MOVB $0x00, AL
-	MOVB AL, ok+56(FP)
+	MOVB AL, ok+80(FP)
 	VZEROUPPER
 	RET
 
@@ -1198,6 +1444,16 @@ DATA lanes_26901d7d<>+20(SB)/4, $0x26901d7d
 DATA lanes_26901d7d<>+24(SB)/4, $0x26901d7d
 DATA lanes_26901d7d<>+28(SB)/4, $0x26901d7d
 GLOBL lanes_26901d7d<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_0<>+0(SB)/4, $0x00000000
+DATA lanes_0<>+4(SB)/4, $0x00000000
+DATA lanes_0<>+8(SB)/4, $0x00000000
+DATA lanes_0<>+12(SB)/4, $0x00000000
+DATA lanes_0<>+16(SB)/4, $0x00000000
+DATA lanes_0<>+20(SB)/4, $0x00000000
+DATA lanes_0<>+24(SB)/4, $0x00000000
+DATA lanes_0<>+28(SB)/4, $0x00000000
+GLOBL lanes_0<>(SB), RODATA|NOPTR, $32
 
 // func descendAVX2(x *float32, codes *float32, rows int, levels float32, scales *float32)
 // Requires: AVX, AVX2

@@ -61,26 +61,30 @@ func weighImportance(g *Groups, spreads *PerGroup) {
 	}
 }
 
-func affine(g *Groups, a *Affine, fit *AffineFit) {
-	if active < avx2 {
-		affineGo(g, a, fit)
-		return
+func affine(a *Affine, g, h *Groups, fitG, fitH *AffineFit) {
+	done := false
+	switch {
+	case active < avx2:
+	case g.size == 32:
+		done = a.searchSets(g, h, 0, 0, fitG, fitH)
+	default:
+		done = a.searchSets(g, g, 0, 1, fitG, fitG) && (h == g || a.searchSets(h, h, 0, 1, fitH, fitH))
 	}
-	for s := range g.Count() / 8 {
-		if !a.searchSet(set(&g.Values, s, g.size), set(&g.Weights, s, g.size), g.size, &fit.Scales[8*s]) {
-			affineGo(g, a, fit)
-			return
+	if !done {
+		affineGo(a, g, fitG)
+		if h != g {
+			affineGo(a, h, fitH)
 		}
 	}
 }
 
-// searchSet reports whether the assembly could do it.
-func (a *Affine) searchSet(x, w *float32, size int, scales *float32) bool {
-	n := len(a.numerators)
+// searchSets searches set s of g and set t of h, and reports whether the assembly could do it.
+func (a *Affine) searchSets(g, h *Groups, s, t int, fitG, fitH *AffineFit) bool {
+	n, x0, x1, w0, w1 := len(a.numerators), set(&g.Values, s, g.size), set(&h.Values, t, h.size), set(&g.Weights, s, g.size), set(&h.Weights, t, h.size)
 	if a.absolute {
-		return affineAbsoluteAVX2(x, w, &a.numerators[0], n, size, a.top, scales)
+		return affineAbsoluteAVX2(x0, x1, w0, w1, &a.numerators[0], n, g.size, a.top, &fitG.Scales[8*s], &fitH.Scales[8*t])
 	}
-	return affineSquareAVX2(x, w, &a.numerators[0], n, size, a.top, scales)
+	return affineSquareAVX2(x0, x1, w0, w1, &a.numerators[0], n, g.size, a.top, &fitG.Scales[8*s], &fitH.Scales[8*t])
 }
 
 func symmetric(g *Groups, fit *SymmetricFit) {

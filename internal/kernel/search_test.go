@@ -108,8 +108,15 @@ func everySearch(x, importance *[256]float32) (bits []uint32) {
 				}
 			}
 			for _, a := range affines {
-				var fit AffineFit
-				g.Affine(a, &fit)
+				var fit, alone AffineFit
+				h := g
+				for i, v := range g.Values {
+					h.Values[255-i] = v / 3
+				}
+				AffinePair(a, &h, &g, &alone, &fit)
+				add(&alone.Scales, &alone.Depths, &alone.inverses, &alone.lows)
+				g.Affine(a, &alone)
+				add(&alone.Scales, &alone.Depths, &alone.inverses, &alone.lows)
 				for j := range n {
 					fit.Codes(codes[j*size:], x[j*size:][:size], j)
 				}
@@ -285,8 +292,11 @@ func BenchmarkSearch(b *testing.B) {
 		{"Affine/Q2_K", 16, NewAffine(3, -0.5, 0.1, 15, true)}, {"Affine/Q4_K", 32, NewAffine(15, -1, 0.1, 20, false)},
 		{"Affine/Q5_K", 32, NewAffine(31, -0.5, 0.1, 15, false)},
 	} {
-		var fit AffineFit
-		run(c.name, c.size, func(g *Groups) { g.Affine(c.a, &fit) })
+		var h Groups
+		h.Load(x[:], c.size)
+		h.WeighSquares()
+		var fit, fitH AffineFit
+		run(c.name+"/pair", c.size, func(g *Groups) { AffinePair(c.a, g, &h, &fit, &fitH) })
 	}
 	var fit SymmetricFit
 	run("Symmetric/Q6_K", 16, func(g *Groups) { g.Symmetric(32, &fit) })
