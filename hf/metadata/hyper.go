@@ -1,11 +1,11 @@
 package metadata
 
 import (
-	"fmt"
+	"cmp"
 	"math"
 	"slices"
+	"strings"
 
-	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/hf/config"
 )
@@ -250,10 +250,7 @@ func (w *writer) labels() {
 	if w.filled {
 		slices.SortFunc(keys, func(a, b string) int {
 			// Keys are numbers once a configuration class has read them.
-			if len(a) != len(b) {
-				return len(a) - len(b)
-			}
-			return compareText(a, b)
+			return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b))
 		})
 	}
 	names := make([]string, len(keys))
@@ -266,21 +263,4 @@ func (w *writer) labels() {
 		names[i] = s
 	}
 	w.set("classifier.output_labels", gguf.ArrayOf(names))
-}
-
-func compareText(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
-func (w *writer) unsupported() error {
-	return finding.Errorf("config.unsupported_architecture", w.cfg.File,
-		"key-values of %s models are not known", w.arch).
-		Expected(fmt.Sprintf("architecture %s", w.arch), "an architecture with a recipe").
-		Hinted("nearest: " + nearestRecipe(w.arch))
 }

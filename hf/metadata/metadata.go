@@ -3,7 +3,10 @@
 package metadata
 
 import (
+	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
@@ -71,6 +74,17 @@ func Read(dir string, opt Options) (*Folder, error) {
 	if f.Arch, f.HyperParameters, err = naming.FromConfig(cfg.Map()); err != nil {
 		return nil, finding.Errorf("config.unknown_architecture", cfg.File, "%v", err)
 	}
+	if f.Arch == "nomic-bert" && config.Truthy(cfg.Get("moe_every_n_layers")) {
+		return nil, finding.Errorf("config.unsupported_architecture", cfg.File, "nomic-bert models with experts are not supported").
+			Hinted("nearest: nomic-bert without experts (moe_every_n_layers 0)")
+	}
+	if recipes[f.Arch] == nil {
+		return nil, f.unsupported()
+	}
+	if f.reranker() {
+		f.findings = append(f.findings, *finding.Warnf("config.reranker", cfg.File,
+			"the reranker is converted as the language model it is made of, without a head that ranks"))
+	}
 	if f.Tokenizer, err = tokenizer.Read(dir, cfg, tokenizer.Options{Arch: f.Arch, Pre: opt.Pre}); err != nil {
 		return nil, err
 	}
@@ -93,7 +107,7 @@ func (f *Folder) KVs(fileType uint32, p Parameters) (gguf.KVs, error) {
 	if err := g.write(w); err != nil {
 		return nil, err
 	}
-	w.hyperParameters()
+	recipes[f.Arch](w)
 	w.set("general.quantization_version", gguf.Of(uint32(2)))
 	if w.err != nil {
 		return nil, w.err
@@ -106,3 +120,22 @@ func (f *Folder) KVs(fileType uint32, p Parameters) (gguf.KVs, error) {
 
 // Findings are the warnings about the folder.
 func (f *Folder) Findings() []finding.Finding { return f.findings }
+
+// reranker reports whether the folder is a Qwen3 reranker, which looks like a language model.
+func (f *Folder) reranker() bool {
+	if f.Arch != "qwen3" {
+		return false
+	}
+	for _, name := range []string{f.opt.FolderName, f.Config.Text("_name_or_path"), f.Config.Class()} {
+		name = strings.ToLower(name)
+		if strings.Contains(name, "qwen3-reranker") || strings.Contains(name, "sequenceclassification") {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *Folder) unsupported() error {
+	return finding.Errorf("config.unsupported_architecture", f.Config.File, "key-values of %s models are not known", f.Arch).
+		Hinted("the nearest architecture that is supported is " + nearest(f.Arch, slices.Sorted(maps.Keys(recipes))))
+}

@@ -1,9 +1,6 @@
 package metadata
 
 import (
-	"maps"
-	"slices"
-
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/hf/config"
 )
@@ -12,10 +9,12 @@ import (
 var recipes = map[string]func(*writer){
 	"llama":           (*writer).llama,
 	"smollm3":         (*writer).llama,
+	"granite":         (*writer).granite,
+	"granitemoe":      (*writer).graniteMoE,
 	"arcee":           func(w *writer) { w.llama(); w.pooling() },
 	"mistral3":        (*writer).mistral3,
 	"qwen2":           func(w *writer) { w.base(); w.pooling() },
-	"qwen3":           (*writer).qwen3,
+	"qwen3":           func(w *writer) { w.base(); w.pooling() },
 	"qwen2moe":        (*writer).qwenMoE,
 	"qwen3moe":        (*writer).qwenMoE,
 	"gemma":           (*writer).gemma,
@@ -41,26 +40,33 @@ var recipes = map[string]func(*writer){
 	"gpt-oss":         (*writer).gptOSS,
 	"bert":            (*writer).bert,
 	"nomic-bert":      (*writer).nomicBert,
-	"nomic-bert-moe":  (*writer).nomicBert,
-}
-
-func (w *writer) hyperParameters() {
-	recipe := recipes[w.arch]
-	if recipe == nil {
-		w.fail(w.unsupported())
-		return
-	}
-	recipe(w)
-}
-
-func nearestRecipe(arch string) string {
-	return nearest(arch, slices.Sorted(maps.Keys(recipes)))
 }
 
 func (w *writer) llama() {
 	w.base()
 	w.needU32("vocab_size", "vocab_size")
 	w.dimensionCount()
+}
+
+// granite is llama without a head size of its own and with factors for what it adds and multiplies.
+func (w *writer) granite() {
+	w.cfg = w.cfg.With("head_dim", nil)
+	w.llama()
+	for _, x := range [][2]string{
+		{"attention.scale", "attention_multiplier"}, {"embedding_scale", "embedding_multiplier"},
+		{"residual_scale", "residual_multiplier"}, {"logit_scale", "logits_scaling"},
+	} {
+		if config.Truthy(w.cfg.Get(x[1])) {
+			w.f32(x[0], x[1])
+		}
+	}
+}
+
+func (w *writer) graniteMoE() {
+	w.granite()
+	if config.Truthy(w.cfg.Get("shared_intermediate_size")) {
+		w.u32("expert_shared_feed_forward_length", "shared_intermediate_size")
+	}
 }
 
 func (w *writer) dimensionCount() {
@@ -76,11 +82,6 @@ func (w *writer) mistral3() {
 		w.setF32("rope.scaling.yarn_log_multiplier", "mscale_all_dim", rp["mscale_all_dim"])
 		w.setF32("attention.temperature_scale", "llama_4_scaling_beta", rp["llama_4_scaling_beta"])
 	}
-}
-
-func (w *writer) qwen3() {
-	w.base()
-	w.pooling()
 }
 
 func (w *writer) qwenMoE() {
@@ -431,9 +432,4 @@ func (w *writer) nomicBert() {
 	w.set("attention.causal", gguf.Of(false))
 	w.pooling()
 	w.labels()
-	if w.arch == "nomic-bert-moe" {
-		w.needU32("moe_every_n_layers", "moe_every_n_layers")
-		w.needU32("expert_count", "num_experts")
-		w.needU32("expert_used_count", "moe_top_k")
-	}
 }

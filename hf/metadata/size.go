@@ -4,34 +4,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
-
-	"github.com/loratool/loratool/finding"
-	"github.com/loratool/loratool/tensor"
 )
-
-// Count sums over the tensors of an output what names and size labels depend on.
-func Count(specs []tensor.Spec) (Parameters, error) {
-	var p Parameters
-	var experts, stacks int64
-	for _, s := range specs {
-		n, err := s.Shape.Elements()
-		if err != nil || n > math.MaxInt64-p.Total {
-			return Parameters{}, finding.Errorf("output.bad_shape", "", "the tensor's size cannot be counted").In(s.Name)
-		}
-		p.Total += n
-		if d := len(s.Shape); strings.Contains(s.Name, "_exps.") && d >= 3 && s.Shape[d-3] > 0 {
-			p.Experts += n / s.Shape[d-3]
-			experts += s.Shape[d-3]
-			stacks++
-		} else {
-			p.Shared += n
-		}
-	}
-	if stacks > 0 {
-		p.ExpertCount = experts / stacks
-	}
-	return p, nil
-}
 
 // sizeLabel is the size of a model as people write it: "7.2B", "8x7.2B".
 func sizeLabel(p Parameters) string {

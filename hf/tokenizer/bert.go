@@ -108,27 +108,39 @@ func (r *reader) unigramFast(f *fastFile) error {
 	if err != nil {
 		return err
 	}
-	v := newVocabulary(max(size, len(f.Model.Pieces)))
+	special, err := r.specialTexts()
+	if err != nil {
+		return err
+	}
+	tc, err := r.tokenizerConfig()
+	if err != nil {
+		return err
+	}
+	unk := int64(3)
+	if f.Model.UnkID != nil {
+		unk = *f.Model.UnkID
+	}
 	added := f.added()
+	for _, a := range f.AddedTokens {
+		if a.Content == tc["unk_token"] {
+			unk = a.ID
+		}
+	}
+	v := newVocabulary(max(size, len(f.Model.Pieces)))
 	for i, p := range f.Model.Pieces {
 		kind := normal
-		if f.Model.UnkID != nil && *f.Model.UnkID == int64(i) {
+		_, isAdded := added[int64(i)]
+		switch {
+		case unk == int64(i):
 			kind = unknown
-		} else if a, ok := added[int64(i)]; ok && a.Special {
+		case special[p.text]:
 			kind = control
+		case isAdded:
+			kind = userDefined
 		}
 		v.put(int64(i), p.text, p.score, kind)
 	}
-	for _, a := range f.AddedTokens {
-		if a.ID >= int64(len(f.Model.Pieces)) {
-			kind := userDefined
-			if a.Special {
-				kind = control
-			}
-			v.put(a.ID, a.Content, -1000, kind)
-		}
-	}
-	m := &spModel{addDummyPrefix: true, removeExtraSpaces: true}
+	m := &spModel{addDummyPrefix: true, removeExtraSpaces: tc["clean_up_tokenization_spaces"] != false}
 	if pre, ok := f.PreTokenizer.(map[string]any); ok {
 		m.addDummyPrefix = dummyPrefix(pre)
 	}

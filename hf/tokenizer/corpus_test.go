@@ -122,7 +122,8 @@ func TestStructures(t *testing.T) {
 			t.Errorf("%s: got %q", s.Name, got)
 			continue
 		}
-		if _, err := preSplitters(s.PreTokenizer, 0); err != nil {
+		steps := maxSteps
+		if _, err := preSplitters(s.PreTokenizer, &steps, 0); err != nil {
 			t.Errorf("%s: %v", s.Name, err)
 		}
 		agree++

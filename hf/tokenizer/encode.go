@@ -42,7 +42,8 @@ func newEncoder(f *fastFile) (*encoder, error) {
 		return nil, errUnknownStep
 	}
 	var err error
-	e.splits, err = preSplitters(f.PreTokenizer, 0)
+	steps := maxSteps
+	e.splits, err = preSplitters(f.PreTokenizer, &steps, 0)
 	return e, err
 }
 
@@ -66,12 +67,16 @@ func (e *encoder) encode(text string) ([]int64, error) {
 			parts := []string{s.text}
 			for _, split := range e.splits {
 				var next []string
+				length := 0
 				for _, p := range parts {
 					more, err := split(p)
 					if err != nil {
 						return nil, err
 					}
 					next = append(next, more...)
+					if length += len(strings.Join(more, "")); length > maxLength {
+						return nil, errUnknownStep
+					}
 				}
 				parts = next
 			}
@@ -247,8 +252,8 @@ func (e *encoder) post(v any, ids []int64, depth int) ([]int64, error) {
 		return ids, nil
 	case "Sequence":
 		list, _ := p["processors"].([]any)
-		for _, x := range list {
-			if depth > maxDepth {
+		for i, x := range list {
+			if depth > maxDepth || i > maxList {
 				return nil, errUnknownStep
 			}
 			var err error
@@ -282,7 +287,7 @@ func (e *encoder) post(v any, ids []int64, depth int) ([]int64, error) {
 				}
 				out = append(out, id)
 			}
-			if len(out) > maxTokens {
+			if len(out) > maxLength {
 				return nil, errUnknownStep
 			}
 		}

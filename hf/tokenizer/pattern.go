@@ -16,12 +16,13 @@ type pattern struct{ root node }
 // A matcher matches one text, within a budget of steps: patterns come from files.
 type matcher struct {
 	text  []rune
-	steps int
+	steps *int // steps left
 }
 
 var errSteps = errors.New("the pattern takes too long")
 
-const maxSteps = 2_000_000
+// maxSteps is the budget for the check text. Real tokenizers take some thousands of steps.
+const maxSteps = 4_000_000
 
 type node interface {
 	// match calls next with every place where the node can end when it starts at i, in the order of
@@ -46,7 +47,7 @@ type (
 	}
 )
 
-func (m *matcher) step() bool { m.steps++; return m.steps <= maxSteps }
+func (m *matcher) step() bool { *m.steps--; return *m.steps >= 0 }
 
 func (n runeNode) match(m *matcher, i int, next func(int) bool) bool {
 	return m.step() && i < len(m.text) && n.in(m.text[i]) && next(i+1)
@@ -122,9 +123,10 @@ func (n repeatNode) times(m *matcher, i, done int, next func(int) bool) bool {
 	return again() || done >= n.min && next(i)
 }
 
-// find returns the ranges of the text's matches, leftmost first, none empty.
-func (p *pattern) find(text []rune) ([][2]int, error) {
-	m := &matcher{text: text}
+// find returns the ranges of the text's matches, leftmost first, none empty. It takes its steps from those
+// left.
+func (p *pattern) find(text []rune, steps *int) ([][2]int, error) {
+	m := &matcher{text, steps}
 	var found [][2]int
 	for i := 0; i < len(text); {
 		end := -1
@@ -132,7 +134,7 @@ func (p *pattern) find(text []rune) ([][2]int, error) {
 			end = j
 			return j > i
 		})
-		if m.steps > maxSteps {
+		if *steps < 0 {
 			return nil, errSteps
 		}
 		if end <= i {

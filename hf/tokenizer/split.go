@@ -13,8 +13,14 @@ type splitter func(text string) ([]string, error)
 
 var errUnknownStep = errors.New("a step of the tokenizer is not known")
 
-// preSplitters are the steps of tokenizer.json's pre_tokenizer.
-func preSplitters(v any, depth int) ([]splitter, error) {
+// maxList bounds how many steps a sequence has, maxLength the bytes that a text grows to on its way.
+const (
+	maxList   = 64
+	maxLength = 4096
+)
+
+// preSplitters are the steps of tokenizer.json's pre_tokenizer. Their patterns share a budget.
+func preSplitters(v any, steps *int, depth int) ([]splitter, error) {
 	m, _ := v.(map[string]any)
 	flag := func(key string, other bool) bool {
 		if b, ok := m[key].(bool); ok {
@@ -27,10 +33,10 @@ func preSplitters(v any, depth int) ([]splitter, error) {
 		list, _ := m["pretokenizers"].([]any)
 		var all []splitter
 		for _, x := range list {
-			if depth > maxDepth || len(all) > 64 {
+			if depth > maxDepth || len(all) > maxList {
 				return nil, errUnknownStep
 			}
-			s, err := preSplitters(x, depth+1)
+			s, err := preSplitters(x, steps, depth+1)
 			if err != nil {
 				return nil, err
 			}
@@ -38,7 +44,7 @@ func preSplitters(v any, depth int) ([]splitter, error) {
 		}
 		return all, nil
 	case "ByteLevel":
-		return []splitter{byteLevel(flag("add_prefix_space", true), flag("use_regex", true))}, nil
+		return []splitter{byteLevel(flag("add_prefix_space", true), flag("use_regex", true), steps)}, nil
 	case "Digits":
 		return []splitter{cutRunes(unicode.IsNumber, !flag("individual_digits", false))}, nil
 	case "Punctuation":
@@ -59,15 +65,15 @@ func preSplitters(v any, depth int) ([]splitter, error) {
 		if err != nil {
 			return nil, err
 		}
-		return []splitter{func(text string) ([]string, error) { return isolate(pattern, text) }}, nil
+		return []splitter{func(text string) ([]string, error) { return isolate(pattern, text, steps) }}, nil
 	}
 	return nil, fmt.Errorf("%w: %v", errUnknownStep, m["type"])
 }
 
 // isolate cuts a text at the matches of a pattern; matches and what lies between are parts.
-func isolate(p *pattern, text string) ([]string, error) {
+func isolate(p *pattern, text string, steps *int) ([]string, error) {
 	runes := []rune(text)
-	found, err := p.find(runes)
+	found, err := p.find(runes, steps)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +154,7 @@ var byteAlphabet = func() (alphabet [256]rune) {
 	return alphabet
 }()
 
-func byteLevel(space, regex bool) splitter {
+func byteLevel(space, regex bool, steps *int) splitter {
 	return func(text string) ([]string, error) {
 		if space && !strings.HasPrefix(text, " ") {
 			text = " " + text
@@ -156,7 +162,7 @@ func byteLevel(space, regex bool) splitter {
 		parts := []string{text}
 		if regex {
 			var err error
-			if parts, err = isolate(gpt2Pattern, text); err != nil {
+			if parts, err = isolate(gpt2Pattern, text, steps); err != nil {
 				return nil, err
 			}
 		}
@@ -191,8 +197,8 @@ func normalize(v any, text string, depth int) (string, error) {
 		return bertNormalize(n, text), nil
 	case "Sequence":
 		list, _ := n["normalizers"].([]any)
-		for _, x := range list {
-			if depth > maxDepth {
+		for i, x := range list {
+			if depth > maxDepth || i > maxList || len(text) > maxLength {
 				return "", errUnknownStep
 			}
 			var err error

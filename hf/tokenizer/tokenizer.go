@@ -95,7 +95,7 @@ func (r *reader) set(key string, v gguf.Value) {
 
 func (r *reader) read() error {
 	switch r.opt.Arch {
-	case "llama", "smollm3", "arcee", "mistral3":
+	case "llama", "smollm3", "arcee", "mistral3", "granite", "granitemoe":
 		return r.llama()
 	case "qwen2", "qwen2moe", "qwen3", "qwen3moe", "deepseek":
 		if r.has("tokenizer.model") {
@@ -121,7 +121,7 @@ func (r *reader) read() error {
 		return nil
 	case "phi3", "phimoe":
 		return r.phi3()
-	case "bert", "nomic-bert", "nomic-bert-moe":
+	case "bert", "nomic-bert":
 		return r.bert()
 	}
 	return r.bpe()
