@@ -183,6 +183,81 @@ func TestScaleOverflow(t *testing.T) {
 	}
 }
 
+// TestNeedsImportance lists the types the reference refuses to write without importance.
+func TestNeedsImportance(t *testing.T) {
+	needs := map[tensor.DType]bool{tensor.IQ1_S: true, tensor.IQ2_XXS: true, tensor.IQ2_XS: true}
+	for d := tensor.F16; d <= tensor.Q2_0; d++ {
+		c, ok := Of(d)
+		if !ok || d == tensor.Q8_1 || d == tensor.Q8_K {
+			continue
+		}
+		if !c.CanEncode() || c.NeedsImportance() != needs[d] {
+			t.Errorf("%s: can be written %v, needs importance %v, want true and %v", d, c.CanEncode(), c.NeedsImportance(), needs[d])
+		}
+		if !needs[d] {
+			continue
+		}
+		x, dst := make([]float32, d.BlockLen()), make([]byte, d.BlockBytes())
+		for _, err := range []error{c.Encode(dst, x), c.EncodeRows(dst, x, len(x), nil)} {
+			if f := finding.Of(err); f == nil || f.Code != "quant.needs_importance" {
+				t.Errorf("%s without importance: %v", d, err)
+			}
+		}
+	}
+}
+
+// FuzzEncode encodes rows of any floats: none may panic, what is accepted decodes to finite values, and
+// rows do not depend on the rows around them.
+func FuzzEncode(f *testing.F) {
+	f.Add([]byte("seed"), []byte{1})
+	f.Add([]byte{0, 0, 0x80, 0x3f, 0, 0, 0, 0x80, 1, 0, 0, 0, 0xff, 0xff, 0x7f, 0x7f}, []byte{0, 1, 255})
+	f.Add([]byte{0, 0, 0x80, 0x7f}, []byte{3})
+	f.Add([]byte{1, 2, 3, 0x3c, 4, 5, 6, 0xbc, 7}, []byte{0})
+	f.Fuzz(func(t *testing.T, data, weights []byte) {
+		if len(data) < 4 || len(weights) == 0 {
+			return
+		}
+		const cols, rows = 512, 2
+		bytes := make([]byte, 4*cols*rows)
+		for i := range bytes {
+			bytes[i] = data[i%len(data)]
+		}
+		x, w := floats(bytes), make([]float32, cols)
+		for i := range w {
+			w[i] = float32(weights[i%len(weights)])
+		}
+		for d := tensor.Q4_0; d <= tensor.Q2_0; d++ {
+			c, ok := Of(d)
+			if !ok || !c.CanEncode() {
+				continue
+			}
+			for _, importance := range [][]float32{nil, w} {
+				if importance == nil && c.NeedsImportance() {
+					continue
+				}
+				stride := cols / d.BlockLen() * d.BlockBytes()
+				all, one := make([]byte, rows*stride), make([]byte, stride)
+				if err := c.EncodeRows(all, x, cols, importance); err != nil {
+					if code := finding.Of(err).Code; code != "quant.nonfinite_value" && code != "quant.scale_overflow" {
+						t.Fatalf("%s: %v", d, err)
+					}
+					continue
+				}
+				y := make([]float32, cols*rows)
+				c.Decode(y, all)
+				if i := nonFinite(y); i >= 0 {
+					t.Fatalf("%s: element %d, %v, comes back as %v", d, i, x[i], y[i])
+				}
+				for r := range rows {
+					if err := c.EncodeRows(one, x[r*cols:][:cols], cols, importance); err != nil || string(one) != string(all[r*stride:][:stride]) {
+						t.Fatalf("%s: row %d on its own differs (%v)", d, r, err)
+					}
+				}
+			}
+		}
+	})
+}
+
 func TestLengths(t *testing.T) {
 	c := mustOf(t, tensor.Q8_0)
 	if err := c.Encode(make([]byte, 33), make([]float32, 32)); err == nil {

@@ -1,5 +1,6 @@
 // Package kernel holds the few loops that decide how fast the program is: conversions between float32
-// and the 16-bit types, and the low-rank update of a slab of rows.
+// and the 16-bit types, the low-rank update of a slab of rows, and the searches for scales that make up
+// nearly all the work of quantizing.
 //
 // Each loop exists twice. The portable Go form is the specification; the amd64 form uses AVX2 and
 // F16C, is chosen at run time and gives the same bits. Build tag noasm leaves only the portable form.

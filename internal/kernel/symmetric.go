@@ -58,8 +58,8 @@ var shifts = func() (s []float32) {
 	return s
 }()
 
-// SymmetricScale is the search of Symmetric for one group of any size. codes are 1/step of the chosen
-// grid times value; inverse is that factor, 0 for a group of zeros.
+// SymmetricScale is the search of Symmetric for one group of any size. The codes it chose are those of
+// inverse·value; inverse is 0 for a group of zeros.
 func SymmetricScale(x, w []float32, levels int) (scale, inverse float32) {
 	top := peak(x)
 	if abs(top) < smallest {
