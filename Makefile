@@ -39,7 +39,7 @@ portable:
 # arm64 under emulation (qemu-user).
 arm64:
 	@command -v qemu-aarch64-static >/dev/null || { echo "needs qemu-aarch64-static (package qemu-user-static)"; exit 1; }
-	@for p in internal/kernel quant; do \
+	@for p in internal/kernel quant merge; do \
 		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64) || exit 1; \
 	done
 
