@@ -71,7 +71,7 @@ func (p *planner) byRecipe(m LlamaModel, q *Quantization) ([]recipe.Choice, erro
 	model := &recipe.Model{Path: m.Path(), Arch: m.Arch()}
 	number := func(key string) int {
 		if v, ok := m.Get(m.Arch() + "." + key); ok {
-			if ns := integers(v); len(ns) > 0 && ns[0] == int64(int32(ns[0])) {
+			if ns := v.Ints(); len(ns) > 0 && ns[0] == int64(int32(ns[0])) {
 				return int(ns[0])
 			}
 		}

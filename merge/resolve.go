@@ -95,27 +95,8 @@ func GGUFParameters(m LlamaModel) (naming.HyperParameters, error) {
 		if !ok {
 			return nil
 		}
-		return integers(v)
+		return v.Ints()
 	})
-}
-
-// integers are the numbers of a value: one of a scalar, all of a short array, none of anything else.
-func integers(v gguf.Value) []int64 {
-	if n, ok := v.Int(); ok {
-		return []int64{n}
-	}
-	var ns []int64
-	switch xs := v.Any().(type) {
-	case []uint32:
-		for _, x := range xs {
-			ns = append(ns, int64(x))
-		}
-	case []int32:
-		for _, x := range xs {
-			ns = append(ns, int64(x))
-		}
-	}
-	return ns
 }
 
 // readConfig is the config.json beside a base, or nil. What it holds is a hint for names and never

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/evidence"
 	"github.com/loratool/loratool/adapter/mlx"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
@@ -79,7 +80,7 @@ func openAdapter(t *testing.T, path string) *adapter.Adapter {
 	t.Helper()
 	var a *adapter.Adapter
 	var err error
-	if mlx.Detect(path) {
+	if mlx.Detect(evidence.Look(path)) != "" {
 		a, err = mlx.Open(path)
 	} else {
 		a, err = peft.Open(path, peft.Options{})

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/evidence"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/naming"
@@ -24,24 +25,12 @@ const configName = "adapter_config.json"
 // weightNames are the weight files a folder may hold: MLX's own, and PEFT's with MLX tensors in it.
 var weightNames = []string{"adapters.safetensors", "adapter_model.safetensors"}
 
-// Detect reports whether a path is a folder with MLX tensors, or such a file with its configuration
-// beside it.
-func Detect(path string) bool {
-	_, file := locate(path)
-	if file == "" || filepath.Ext(file) != ".safetensors" {
-		return false
+// Detect finds the tensor names of MLX.
+func Detect(s *evidence.Subject) string {
+	if s.Format != "safetensors" {
+		return ""
 	}
-	m, err := safetensors.Open(file)
-	if err != nil {
-		return false
-	}
-	defer m.Close()
-	for _, t := range m.Tensors() {
-		if strings.HasSuffix(t.Name, ".lora_a") || strings.HasSuffix(t.Name, ".lora_b") {
-			return true
-		}
-	}
-	return false
+	return s.Ending(".lora_a", ".lora_b")
 }
 
 func locate(path string) (config, file string) {

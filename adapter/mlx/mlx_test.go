@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/evidence"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
 )
@@ -56,7 +57,7 @@ func TestOpen(t *testing.T) {
 		`{"lora_alpha": 3, "use_rslora": true}`: 3 / math.Sqrt2,
 	} {
 		dir := folder(t, config, names, [][]int{{3, 2}, {2, 1}})
-		if !Detect(dir) || !Detect(filepath.Join(dir, "adapters.safetensors")) {
+		if Detect(evidence.Look(dir)) == "" || Detect(evidence.Look(filepath.Join(dir, "adapters.safetensors"))) == "" {
 			t.Error("not detected")
 		}
 		a, err := Open(dir)

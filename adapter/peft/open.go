@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/evidence"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/formats/torch"
@@ -43,6 +44,21 @@ func Detect(path string) bool {
 	}
 	ext := filepath.Ext(path)
 	return (ext == ".safetensors" || ext == ".bin") && isFile(filepath.Join(filepath.Dir(path), ConfigName))
+}
+
+// Evidence finds PEFT's tensor names in a file that has its configuration with it.
+func Evidence(s *evidence.Subject) string {
+	if s.Config == "" || s.Format != "safetensors" && s.Format != "torch" {
+		return ""
+	}
+	e := s.Naming("tensor names of PEFT", func(name string) bool {
+		k := parseKey(name)
+		return foreign(name) == "" && k.role != roleValue && k.role != roleUnknown && k.role != roleAlpha
+	})
+	if e == "" {
+		return ""
+	}
+	return e + " and " + ConfigName
 }
 
 func isFile(path string) bool {

@@ -211,6 +211,26 @@ func (v Value) Int() (i int64, ok bool) {
 	return 0, false
 }
 
+// Ints returns the integers of a value: one of a scalar, all of an array of u32 or i32, none of anything
+// else.
+func (v Value) Ints() []int64 {
+	if n, ok := v.Int(); ok {
+		return []int64{n}
+	}
+	var ns []int64
+	switch xs := v.Any().(type) {
+	case []uint32:
+		for _, x := range xs {
+			ns = append(ns, int64(x))
+		}
+	case []int32:
+		for _, x := range xs {
+			ns = append(ns, int64(x))
+		}
+	}
+	return ns
+}
+
 // Uint returns an integer of any width, ok only if it is one and not negative.
 func (v Value) Uint() (u uint64, ok bool) {
 	if x, is := v.scalar().(uint64); is {

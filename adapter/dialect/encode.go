@@ -1,0 +1,147 @@
+package dialect
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/gguflora"
+	"github.com/loratool/loratool/adapter/peft"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
+)
+
+// A Target is what an adapter is encoded for.
+type Target struct {
+	// Name is the last element of the output's path.
+	Name string
+	// Base is the path of the base model, or of what stands for it: a folder with config.json, that file, a
+	// GGUF file, or (for the dialects that fit names to it) an ONNX model; "" if there is none at hand.
+	Base string
+	// DType is the type of the factors; Invalid leaves the choice to the dialect.
+	DType tensor.DType
+	// AllowUnmatched leaves out, with a warning, what the base has no tensor for.
+	AllowUnmatched bool
+}
+
+// An Output is an encoded adapter: where everything goes, and the tensors that fill the layout's items.
+type Output struct {
+	Layout   *layout.Layout
+	Weights  []adapter.Weight
+	Findings []finding.Finding
+}
+
+// Encode lays an adapter out in the dialect of a name, such that ΔW stays the same. An adapter in the
+// names of GGUF is first brought back to those of Hugging Face, for which the base must be known. What
+// the dialect cannot hold is refused. No weight is read; the adapter must stay open while the output's
+// are loaded.
+func Encode(a *adapter.Adapter, to string, t Target) (*Output, error) {
+	d := find(to)
+	if d == nil || d.Encode == nil {
+		return nil, finding.Errorf("convert.unknown_target", a.Path, "adapters are not written as %q", to).Expected(to, strings.Join(Written(), ", "))
+	}
+	if a.Space == naming.GGUF {
+		if to == "gguf" {
+			return nil, finding.Errorf("convert.same", a.Path, "the adapter is a GGUF LoRA already")
+		}
+		g, err := t.geometry(a)
+		if err != nil {
+			return nil, err
+		}
+		if a.Arch != "" && a.Arch != g.Arch {
+			return nil, finding.Errorf("base.mismatch", a.Path, "the adapter was made for another architecture").Expected(a.Arch, g.Arch)
+		}
+		if a, err = gguflora.ToHF(a, g.Arch, g.HP); err != nil {
+			return nil, err
+		}
+	}
+	return d.Encode(a, t)
+}
+
+func find(name string) *Dialect {
+	all := table()
+	if i := slices.IndexFunc(all, func(d Dialect) bool { return d.Name == name }); i >= 0 {
+		return &all[i]
+	}
+	return nil
+}
+
+// Written lists the names of the dialects that can be written.
+func Written() []string {
+	var out []string
+	for _, d := range table() {
+		if d.Encode != nil {
+			out = append(out, d.Name)
+		}
+	}
+	return out
+}
+
+func specsOf(weights []adapter.Weight) []tensor.Spec {
+	specs := make([]tensor.Spec, len(weights))
+	for i, w := range weights {
+		specs[i] = w.Spec
+	}
+	return specs
+}
+
+// plainFloats refuses block types, which only GGUF holds.
+func (t Target) plainFloats(a *adapter.Adapter, title string) error {
+	if t.DType.IsBlock() {
+		return finding.Errorf("convert.bad_dtype", a.Path, "%s holds plain floats", title).Expected(t.DType, "f32, f16 or bf16")
+	}
+	return nil
+}
+
+// folder lays weights and a configuration out as a folder.
+func (t Target) folder(stem, configName string, config []byte, weights []adapter.Weight) (*Output, error) {
+	l, err := safetensors.NewLayout(specsOf(weights), safetensors.Output{
+		Metadata: [][2]string{{"format", "pt"}}, Dir: true, Stem: stem,
+		Extra: []layout.File{safetensors.NewFile(configName, config)},
+	}, layout.Options{Name: t.Name})
+	if err != nil {
+		return nil, err
+	}
+	return &Output{Layout: l, Weights: weights}, nil
+}
+
+func encodePEFT(a *adapter.Adapter, t Target) (*Output, error) {
+	if err := t.plainFloats(a, "a PEFT adapter"); err != nil {
+		return nil, err
+	}
+	f, err := peft.Encode(a, peft.EncodeOptions{DType: t.DType, BaseModel: a.BaseModel})
+	if err != nil {
+		return nil, err
+	}
+	return t.folder("adapter_model", peft.ConfigName, f.Config, f.Weights)
+}
+
+func encodeGGUF(a *adapter.Adapter, t Target) (*Output, error) {
+	g, err := t.geometry(a)
+	if err != nil {
+		return nil, err
+	}
+	name := filepath.Base(filepath.Clean(a.Path))
+	if st, err := os.Stat(a.Path); err == nil && !st.IsDir() {
+		abs, err := filepath.Abs(a.Path)
+		if err != nil {
+			return nil, err
+		}
+		name = filepath.Base(filepath.Dir(abs))
+	}
+	f, err := gguflora.Encode(a, gguflora.Options{Arch: g.Arch, HP: g.HP, Tied: g.Tied, SkipTied: t.AllowUnmatched, DType: t.DType, Name: gguflora.NameOf(name)})
+	if err != nil {
+		return nil, err
+	}
+	l, err := gguf.NewLayout(f.Header, specsOf(f.Weights), layout.Options{Name: t.Name})
+	if err != nil {
+		return nil, err
+	}
+	return &Output{Layout: l, Weights: f.Weights, Findings: f.Findings}, nil
+}
