@@ -37,23 +37,23 @@ func toBlocks(n, size int, encode func(b []byte, x []float32) (finite bool)) fun
 	}
 }
 
-// toQuickBlocks is toBlocks for a type most of whose blocks of 32 are done quickly.
-func toQuickBlocks(size int, quick kernel.Quick, encode func(b []byte, x []float32) (finite bool)) func([]byte, []float32) error {
+// toQuickBlocks is toBlocks for a type most of whose blocks are done quickly.
+func toQuickBlocks(n, size int, quick kernel.Quick, encode func(b []byte, x []float32) (finite bool)) func([]byte, []float32) error {
 	return func(dst []byte, src []float32) error {
 		for i := 0; i < len(src); {
 			done := quick.Encode(dst, src[i:])
-			dst, i = dst[done*size:], i+32*done
+			dst, i = dst[done*size:], i+n*done
 			if i == len(src) {
 				break
 			}
-			x := src[i : i+32 : i+32]
+			x := src[i : i+n : i+n]
 			if err := mustBeFinite(x, i); err != nil {
 				return err
 			}
 			if !encode(dst[:size:size], x) {
-				return overflow(i, 32)
+				return overflow(i, n)
 			}
-			dst, i = dst[size:], i+32
+			dst, i = dst[size:], i+n
 		}
 		return nil
 	}

@@ -13,29 +13,35 @@ import (
 func TestQuickBlocks(t *testing.T) {
 	for d, scalar := range map[tensor.DType]func([]byte, []float32) bool{
 		tensor.Q8_0: encodeQ8_0, tensor.Q4_0: encodeQ4_0, tensor.Q5_0: encodeQ5_0, tensor.Q4_1: encodeQ4_1, tensor.Q5_1: encodeQ5_1,
-		tensor.MXFP4: encodeMXFP4,
+		tensor.MXFP4: encodeMXFP4, tensor.NVFP4: encodeNVFP4,
 	} {
 		rng := rand.New(rand.NewPCG(1, uint64(d)))
-		c, size := mustOf(t, d), d.BlockBytes()
-		x := make([]float32, 32*20000)
-		for i := 0; i < len(x); i += 32 {
-			fillWild(rng, x[i:][:32])
-			if !scalar(make([]byte, size), x[i:][:32]) {
-				for j := range 32 {
+		c, n, size := mustOf(t, d), d.BlockLen(), d.BlockBytes()
+		x := make([]float32, n*20000)
+		scaled, low, high := n, -150, 120 // values with a scale of their own, and magnitudes
+		if d == tensor.NVFP4 {
+			scaled, low, high = 16, -12, 12
+		}
+		for i := 0; i < len(x); i += n {
+			for part := range n / scaled {
+				fillWild(rng, x[i+part*scaled:][:scaled], float32(math.Ldexp(1, low+rng.IntN(high-low))))
+			}
+			if !scalar(make([]byte, size), x[i:][:n]) {
+				for j := range n {
 					x[i+j] *= 0x1p-120
 				}
 			}
 		}
-		got := make([]byte, len(x)/32*size)
+		got := make([]byte, len(x)/n*size)
 		if err := c.Encode(got, x); err != nil {
 			t.Errorf("%s: %v", d, err)
 			continue
 		}
-		for i := range len(x) / 32 {
+		for i := range len(x) / n {
 			want := make([]byte, size)
-			scalar(want, x[32*i:][:32])
+			scalar(want, x[n*i:][:n])
 			if string(got[i*size:][:size]) != string(want) {
-				t.Errorf("%s: %v encodes to\n%x, want\n%x", d, x[32*i:][:32], got[i*size:][:size], want)
+				t.Errorf("%s: %v encodes to\n%x, want\n%x", d, x[n*i:][:n], got[i*size:][:size], want)
 				break
 			}
 		}
@@ -43,8 +49,8 @@ func TestQuickBlocks(t *testing.T) {
 }
 
 // fillWild makes values of one of several kinds.
-func fillWild(rng *rand.Rand, x []float32) {
-	scale, kind := float32(math.Ldexp(1, rng.IntN(270)-150)), rng.IntN(9)
+func fillWild(rng *rand.Rand, x []float32, scale float32) {
+	kind := rng.IntN(9)
 	for i := range x {
 		n := float32(rng.NormFloat64())
 		switch kind {

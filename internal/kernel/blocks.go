@@ -5,7 +5,7 @@ package kernel
 // the scalar encoder of the type, whose bytes it gives otherwise. Without vectors it does none.
 type Quick int
 
-// The types, which all have blocks of 32.
+// The types.
 const (
 	QuickQ8_0 Quick = iota
 	QuickQ4_0
@@ -13,15 +13,19 @@ const (
 	QuickQ4_1
 	QuickQ5_1
 	QuickMXFP4
+	QuickNVFP4
 )
 
-// quickSizes are the bytes of a block.
-var quickSizes = [...]int{QuickQ8_0: 34, QuickQ4_0: 18, QuickQ5_0: 22, QuickQ4_1: 20, QuickQ5_1: 24, QuickMXFP4: 17}
+// quickBlocks are the values and the bytes of a block.
+var quickBlocks = [...]struct{ values, bytes int }{
+	QuickQ8_0: {32, 34}, QuickQ4_0: {32, 18}, QuickQ5_0: {32, 22}, QuickQ4_1: {32, 20}, QuickQ5_1: {32, 24},
+	QuickMXFP4: {32, 17}, QuickNVFP4: {64, 36},
+}
 
 // Encode encodes whole blocks from the start of src on, as many as fit both and up to the first that it
 // cannot do. It returns how many that were.
 func (q Quick) Encode(dst []byte, src []float32) int {
-	blocks := min(len(src)/32, len(dst)/quickSizes[q])
+	blocks := min(len(src)/quickBlocks[q].values, len(dst)/quickBlocks[q].bytes)
 	if blocks == 0 {
 		return 0
 	}

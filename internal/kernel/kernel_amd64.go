@@ -138,3 +138,9 @@ func encodeQ5_1AVX2(dst *byte, src *float32, blocks int) (left int)
 //
 //go:noescape
 func encodeMXFP4AVX2(dst *byte, src *float32, blocks int) (left int)
+
+// encodeNVFP4AVX2 encodes blocks of NVFP4, at least one, up to the first that it cannot do.
+// It returns how many it left.
+//
+//go:noescape
+func encodeNVFP4AVX2(dst *byte, src *float32, blocks int) (left int)

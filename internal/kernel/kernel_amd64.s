@@ -2928,3 +2928,520 @@ DATA lanes_8<>+20(SB)/4, $0x00000008
 DATA lanes_8<>+24(SB)/4, $0x00000008
 DATA lanes_8<>+28(SB)/4, $0x00000008
 GLOBL lanes_8<>(SB), RODATA|NOPTR, $32
+
+// func encodeNVFP4AVX2(dst *byte, src *float32, blocks int) (left int)
+// Requires: AVX, AVX2, CMOV
+TEXT ·encodeNVFP4AVX2(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+
+next:
+	LEAQ         halfUE4M3<>+0(SB), BX
+	VMOVUPS      (CX), Y0
+	VMOVUPS      32(CX), Y1
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERM2F128   $0x01, Y2, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0x4e, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0xb1, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VMOVD        X2, SI
+	CMPL         SI, $0x7f800000
+	JAE          stop
+	VDIVPS       lanes_40c00000<>+0(SB), Y2, Y2
+	VMOVD        X2, SI
+	LEAL         524288(SI), DI
+	SHRL         $0x14, DI
+	SUBL         $0x000003c0, DI
+	VMULPS       lanes_44000000<>+0(SB), Y2, Y2
+	VADDPS       lanes_3f000000<>+0(SB), Y2, Y2
+	VCVTTSS2SI   X2, R8
+	MOVL         $0x00000007, R9
+	CMPL         R8, R9
+	CMOVLGT      R9, R8
+	CMPL         SI, $0x3c800000
+	CMOVLCS      R8, DI
+	LEAL         -1(DI), R8
+	CMPL         R8, $0x00000077
+	JAE          stop
+	MOVB         DI, (AX)
+	VBROADCASTSS (BX)(DI*4), Y2
+	VMULPS       lanes_3f000000<>+0(SB), Y2, Y3
+	VMULPS       lanes_3fc00000<>+0(SB), Y2, Y4
+	VMULPS       lanes_40200000<>+0(SB), Y2, Y5
+	VMULPS       lanes_40600000<>+0(SB), Y2, Y6
+	VMULPS       lanes_40a00000<>+0(SB), Y2, Y7
+	VMULPS       lanes_40e00000<>+0(SB), Y2, Y8
+	VMULPS       lanes_41200000<>+0(SB), Y2, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y11
+	VPSRAD       $0x1f, Y0, Y0
+	VPAND        Y11, Y0, Y0
+	VPAND        lanes_8<>+0(SB), Y0, Y0
+	VPOR         Y10, Y0, Y0
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y3
+	VPSRAD       $0x1f, Y1, Y1
+	VPAND        Y3, Y1, Y1
+	VPAND        lanes_8<>+0(SB), Y1, Y1
+	VPOR         Y10, Y1, Y1
+	VPSLLD       $0x04, Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSDW    X1, X0, X1
+	VPACKUSWB    X1, X1, X1
+	VMOVQ        X1, 4(AX)
+	VMOVUPS      64(CX), Y0
+	VMOVUPS      96(CX), Y1
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERM2F128   $0x01, Y2, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0x4e, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0xb1, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VMOVD        X2, SI
+	CMPL         SI, $0x7f800000
+	JAE          stop
+	VDIVPS       lanes_40c00000<>+0(SB), Y2, Y2
+	VMOVD        X2, SI
+	LEAL         524288(SI), DI
+	SHRL         $0x14, DI
+	SUBL         $0x000003c0, DI
+	VMULPS       lanes_44000000<>+0(SB), Y2, Y2
+	VADDPS       lanes_3f000000<>+0(SB), Y2, Y2
+	VCVTTSS2SI   X2, R8
+	MOVL         $0x00000007, R9
+	CMPL         R8, R9
+	CMOVLGT      R9, R8
+	CMPL         SI, $0x3c800000
+	CMOVLCS      R8, DI
+	LEAL         -1(DI), R8
+	CMPL         R8, $0x00000077
+	JAE          stop
+	MOVB         DI, 1(AX)
+	VBROADCASTSS (BX)(DI*4), Y2
+	VMULPS       lanes_3f000000<>+0(SB), Y2, Y3
+	VMULPS       lanes_3fc00000<>+0(SB), Y2, Y4
+	VMULPS       lanes_40200000<>+0(SB), Y2, Y5
+	VMULPS       lanes_40600000<>+0(SB), Y2, Y6
+	VMULPS       lanes_40a00000<>+0(SB), Y2, Y7
+	VMULPS       lanes_40e00000<>+0(SB), Y2, Y8
+	VMULPS       lanes_41200000<>+0(SB), Y2, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y11
+	VPSRAD       $0x1f, Y0, Y0
+	VPAND        Y11, Y0, Y0
+	VPAND        lanes_8<>+0(SB), Y0, Y0
+	VPOR         Y10, Y0, Y0
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y3
+	VPSRAD       $0x1f, Y1, Y1
+	VPAND        Y3, Y1, Y1
+	VPAND        lanes_8<>+0(SB), Y1, Y1
+	VPOR         Y10, Y1, Y1
+	VPSLLD       $0x04, Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSDW    X1, X0, X1
+	VPACKUSWB    X1, X1, X1
+	VMOVQ        X1, 12(AX)
+	VMOVUPS      128(CX), Y0
+	VMOVUPS      160(CX), Y1
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERM2F128   $0x01, Y2, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0x4e, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0xb1, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VMOVD        X2, SI
+	CMPL         SI, $0x7f800000
+	JAE          stop
+	VDIVPS       lanes_40c00000<>+0(SB), Y2, Y2
+	VMOVD        X2, SI
+	LEAL         524288(SI), DI
+	SHRL         $0x14, DI
+	SUBL         $0x000003c0, DI
+	VMULPS       lanes_44000000<>+0(SB), Y2, Y2
+	VADDPS       lanes_3f000000<>+0(SB), Y2, Y2
+	VCVTTSS2SI   X2, R8
+	MOVL         $0x00000007, R9
+	CMPL         R8, R9
+	CMOVLGT      R9, R8
+	CMPL         SI, $0x3c800000
+	CMOVLCS      R8, DI
+	LEAL         -1(DI), R8
+	CMPL         R8, $0x00000077
+	JAE          stop
+	MOVB         DI, 2(AX)
+	VBROADCASTSS (BX)(DI*4), Y2
+	VMULPS       lanes_3f000000<>+0(SB), Y2, Y3
+	VMULPS       lanes_3fc00000<>+0(SB), Y2, Y4
+	VMULPS       lanes_40200000<>+0(SB), Y2, Y5
+	VMULPS       lanes_40600000<>+0(SB), Y2, Y6
+	VMULPS       lanes_40a00000<>+0(SB), Y2, Y7
+	VMULPS       lanes_40e00000<>+0(SB), Y2, Y8
+	VMULPS       lanes_41200000<>+0(SB), Y2, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y11
+	VPSRAD       $0x1f, Y0, Y0
+	VPAND        Y11, Y0, Y0
+	VPAND        lanes_8<>+0(SB), Y0, Y0
+	VPOR         Y10, Y0, Y0
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y3
+	VPSRAD       $0x1f, Y1, Y1
+	VPAND        Y3, Y1, Y1
+	VPAND        lanes_8<>+0(SB), Y1, Y1
+	VPOR         Y10, Y1, Y1
+	VPSLLD       $0x04, Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSDW    X1, X0, X1
+	VPACKUSWB    X1, X1, X1
+	VMOVQ        X1, 20(AX)
+	VMOVUPS      192(CX), Y0
+	VMOVUPS      224(CX), Y1
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERM2F128   $0x01, Y2, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0x4e, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VPERMILPS    $0xb1, Y2, Y3
+	VPMAXUD      Y3, Y2, Y2
+	VMOVD        X2, SI
+	CMPL         SI, $0x7f800000
+	JAE          stop
+	VDIVPS       lanes_40c00000<>+0(SB), Y2, Y2
+	VMOVD        X2, SI
+	LEAL         524288(SI), DI
+	SHRL         $0x14, DI
+	SUBL         $0x000003c0, DI
+	VMULPS       lanes_44000000<>+0(SB), Y2, Y2
+	VADDPS       lanes_3f000000<>+0(SB), Y2, Y2
+	VCVTTSS2SI   X2, R8
+	MOVL         $0x00000007, R9
+	CMPL         R8, R9
+	CMOVLGT      R9, R8
+	CMPL         SI, $0x3c800000
+	CMOVLCS      R8, DI
+	LEAL         -1(DI), R8
+	CMPL         R8, $0x00000077
+	JAE          stop
+	MOVB         DI, 3(AX)
+	VBROADCASTSS (BX)(DI*4), Y2
+	VMULPS       lanes_3f000000<>+0(SB), Y2, Y3
+	VMULPS       lanes_3fc00000<>+0(SB), Y2, Y4
+	VMULPS       lanes_40200000<>+0(SB), Y2, Y5
+	VMULPS       lanes_40600000<>+0(SB), Y2, Y6
+	VMULPS       lanes_40a00000<>+0(SB), Y2, Y7
+	VMULPS       lanes_40e00000<>+0(SB), Y2, Y8
+	VMULPS       lanes_41200000<>+0(SB), Y2, Y2
+	VANDPS       lanes_7fffffff<>+0(SB), Y0, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y11
+	VPSRAD       $0x1f, Y0, Y0
+	VPAND        Y11, Y0, Y0
+	VPAND        lanes_8<>+0(SB), Y0, Y0
+	VPOR         Y10, Y0, Y0
+	VANDPS       lanes_7fffffff<>+0(SB), Y1, Y9
+	VPXOR        Y10, Y10, Y10
+	VCMPPS       $0x1e, Y3, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y4, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y5, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y6, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y7, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y8, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VCMPPS       $0x1e, Y2, Y9, Y3
+	VPSUBD       Y3, Y10, Y10
+	VPXOR        Y9, Y9, Y9
+	VPCMPGTD     Y9, Y10, Y3
+	VPSRAD       $0x1f, Y1, Y1
+	VPAND        Y3, Y1, Y1
+	VPAND        lanes_8<>+0(SB), Y1, Y1
+	VPOR         Y10, Y1, Y1
+	VPSLLD       $0x04, Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKUSDW    X1, X0, X1
+	VPACKUSWB    X1, X1, X1
+	VMOVQ        X1, 28(AX)
+	ADDQ         $0x24, AX
+	ADDQ         $0x00000100, CX
+	DECQ         DX
+	JNZ          next
+
+stop:
+	MOVQ DX, left+24(FP)
+	VZEROUPPER
+	RET
+
+DATA halfUE4M3<>+0(SB)/4, $0x00000000
+DATA halfUE4M3<>+4(SB)/4, $0x3a800000
+DATA halfUE4M3<>+8(SB)/4, $0x3b000000
+DATA halfUE4M3<>+12(SB)/4, $0x3b400000
+DATA halfUE4M3<>+16(SB)/4, $0x3b800000
+DATA halfUE4M3<>+20(SB)/4, $0x3ba00000
+DATA halfUE4M3<>+24(SB)/4, $0x3bc00000
+DATA halfUE4M3<>+28(SB)/4, $0x3be00000
+DATA halfUE4M3<>+32(SB)/4, $0x3c000000
+DATA halfUE4M3<>+36(SB)/4, $0x3c100000
+DATA halfUE4M3<>+40(SB)/4, $0x3c200000
+DATA halfUE4M3<>+44(SB)/4, $0x3c300000
+DATA halfUE4M3<>+48(SB)/4, $0x3c400000
+DATA halfUE4M3<>+52(SB)/4, $0x3c500000
+DATA halfUE4M3<>+56(SB)/4, $0x3c600000
+DATA halfUE4M3<>+60(SB)/4, $0x3c700000
+DATA halfUE4M3<>+64(SB)/4, $0x3c800000
+DATA halfUE4M3<>+68(SB)/4, $0x3c900000
+DATA halfUE4M3<>+72(SB)/4, $0x3ca00000
+DATA halfUE4M3<>+76(SB)/4, $0x3cb00000
+DATA halfUE4M3<>+80(SB)/4, $0x3cc00000
+DATA halfUE4M3<>+84(SB)/4, $0x3cd00000
+DATA halfUE4M3<>+88(SB)/4, $0x3ce00000
+DATA halfUE4M3<>+92(SB)/4, $0x3cf00000
+DATA halfUE4M3<>+96(SB)/4, $0x3d000000
+DATA halfUE4M3<>+100(SB)/4, $0x3d100000
+DATA halfUE4M3<>+104(SB)/4, $0x3d200000
+DATA halfUE4M3<>+108(SB)/4, $0x3d300000
+DATA halfUE4M3<>+112(SB)/4, $0x3d400000
+DATA halfUE4M3<>+116(SB)/4, $0x3d500000
+DATA halfUE4M3<>+120(SB)/4, $0x3d600000
+DATA halfUE4M3<>+124(SB)/4, $0x3d700000
+DATA halfUE4M3<>+128(SB)/4, $0x3d800000
+DATA halfUE4M3<>+132(SB)/4, $0x3d900000
+DATA halfUE4M3<>+136(SB)/4, $0x3da00000
+DATA halfUE4M3<>+140(SB)/4, $0x3db00000
+DATA halfUE4M3<>+144(SB)/4, $0x3dc00000
+DATA halfUE4M3<>+148(SB)/4, $0x3dd00000
+DATA halfUE4M3<>+152(SB)/4, $0x3de00000
+DATA halfUE4M3<>+156(SB)/4, $0x3df00000
+DATA halfUE4M3<>+160(SB)/4, $0x3e000000
+DATA halfUE4M3<>+164(SB)/4, $0x3e100000
+DATA halfUE4M3<>+168(SB)/4, $0x3e200000
+DATA halfUE4M3<>+172(SB)/4, $0x3e300000
+DATA halfUE4M3<>+176(SB)/4, $0x3e400000
+DATA halfUE4M3<>+180(SB)/4, $0x3e500000
+DATA halfUE4M3<>+184(SB)/4, $0x3e600000
+DATA halfUE4M3<>+188(SB)/4, $0x3e700000
+DATA halfUE4M3<>+192(SB)/4, $0x3e800000
+DATA halfUE4M3<>+196(SB)/4, $0x3e900000
+DATA halfUE4M3<>+200(SB)/4, $0x3ea00000
+DATA halfUE4M3<>+204(SB)/4, $0x3eb00000
+DATA halfUE4M3<>+208(SB)/4, $0x3ec00000
+DATA halfUE4M3<>+212(SB)/4, $0x3ed00000
+DATA halfUE4M3<>+216(SB)/4, $0x3ee00000
+DATA halfUE4M3<>+220(SB)/4, $0x3ef00000
+DATA halfUE4M3<>+224(SB)/4, $0x3f000000
+DATA halfUE4M3<>+228(SB)/4, $0x3f100000
+DATA halfUE4M3<>+232(SB)/4, $0x3f200000
+DATA halfUE4M3<>+236(SB)/4, $0x3f300000
+DATA halfUE4M3<>+240(SB)/4, $0x3f400000
+DATA halfUE4M3<>+244(SB)/4, $0x3f500000
+DATA halfUE4M3<>+248(SB)/4, $0x3f600000
+DATA halfUE4M3<>+252(SB)/4, $0x3f700000
+DATA halfUE4M3<>+256(SB)/4, $0x3f800000
+DATA halfUE4M3<>+260(SB)/4, $0x3f900000
+DATA halfUE4M3<>+264(SB)/4, $0x3fa00000
+DATA halfUE4M3<>+268(SB)/4, $0x3fb00000
+DATA halfUE4M3<>+272(SB)/4, $0x3fc00000
+DATA halfUE4M3<>+276(SB)/4, $0x3fd00000
+DATA halfUE4M3<>+280(SB)/4, $0x3fe00000
+DATA halfUE4M3<>+284(SB)/4, $0x3ff00000
+DATA halfUE4M3<>+288(SB)/4, $0x40000000
+DATA halfUE4M3<>+292(SB)/4, $0x40100000
+DATA halfUE4M3<>+296(SB)/4, $0x40200000
+DATA halfUE4M3<>+300(SB)/4, $0x40300000
+DATA halfUE4M3<>+304(SB)/4, $0x40400000
+DATA halfUE4M3<>+308(SB)/4, $0x40500000
+DATA halfUE4M3<>+312(SB)/4, $0x40600000
+DATA halfUE4M3<>+316(SB)/4, $0x40700000
+DATA halfUE4M3<>+320(SB)/4, $0x40800000
+DATA halfUE4M3<>+324(SB)/4, $0x40900000
+DATA halfUE4M3<>+328(SB)/4, $0x40a00000
+DATA halfUE4M3<>+332(SB)/4, $0x40b00000
+DATA halfUE4M3<>+336(SB)/4, $0x40c00000
+DATA halfUE4M3<>+340(SB)/4, $0x40d00000
+DATA halfUE4M3<>+344(SB)/4, $0x40e00000
+DATA halfUE4M3<>+348(SB)/4, $0x40f00000
+DATA halfUE4M3<>+352(SB)/4, $0x41000000
+DATA halfUE4M3<>+356(SB)/4, $0x41100000
+DATA halfUE4M3<>+360(SB)/4, $0x41200000
+DATA halfUE4M3<>+364(SB)/4, $0x41300000
+DATA halfUE4M3<>+368(SB)/4, $0x41400000
+DATA halfUE4M3<>+372(SB)/4, $0x41500000
+DATA halfUE4M3<>+376(SB)/4, $0x41600000
+DATA halfUE4M3<>+380(SB)/4, $0x41700000
+DATA halfUE4M3<>+384(SB)/4, $0x41800000
+DATA halfUE4M3<>+388(SB)/4, $0x41900000
+DATA halfUE4M3<>+392(SB)/4, $0x41a00000
+DATA halfUE4M3<>+396(SB)/4, $0x41b00000
+DATA halfUE4M3<>+400(SB)/4, $0x41c00000
+DATA halfUE4M3<>+404(SB)/4, $0x41d00000
+DATA halfUE4M3<>+408(SB)/4, $0x41e00000
+DATA halfUE4M3<>+412(SB)/4, $0x41f00000
+DATA halfUE4M3<>+416(SB)/4, $0x42000000
+DATA halfUE4M3<>+420(SB)/4, $0x42100000
+DATA halfUE4M3<>+424(SB)/4, $0x42200000
+DATA halfUE4M3<>+428(SB)/4, $0x42300000
+DATA halfUE4M3<>+432(SB)/4, $0x42400000
+DATA halfUE4M3<>+436(SB)/4, $0x42500000
+DATA halfUE4M3<>+440(SB)/4, $0x42600000
+DATA halfUE4M3<>+444(SB)/4, $0x42700000
+DATA halfUE4M3<>+448(SB)/4, $0x42800000
+DATA halfUE4M3<>+452(SB)/4, $0x42900000
+DATA halfUE4M3<>+456(SB)/4, $0x42a00000
+DATA halfUE4M3<>+460(SB)/4, $0x42b00000
+DATA halfUE4M3<>+464(SB)/4, $0x42c00000
+DATA halfUE4M3<>+468(SB)/4, $0x42d00000
+DATA halfUE4M3<>+472(SB)/4, $0x42e00000
+DATA halfUE4M3<>+476(SB)/4, $0x42f00000
+GLOBL halfUE4M3<>(SB), RODATA|NOPTR, $480
+
+DATA lanes_40c00000<>+0(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+4(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+8(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+12(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+16(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+20(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+24(SB)/4, $0x40c00000
+DATA lanes_40c00000<>+28(SB)/4, $0x40c00000
+GLOBL lanes_40c00000<>(SB), RODATA|NOPTR, $32
+
+DATA lanes_44000000<>+0(SB)/4, $0x44000000
+DATA lanes_44000000<>+4(SB)/4, $0x44000000
+DATA lanes_44000000<>+8(SB)/4, $0x44000000
+DATA lanes_44000000<>+12(SB)/4, $0x44000000
+DATA lanes_44000000<>+16(SB)/4, $0x44000000
+DATA lanes_44000000<>+20(SB)/4, $0x44000000
+DATA lanes_44000000<>+24(SB)/4, $0x44000000
+DATA lanes_44000000<>+28(SB)/4, $0x44000000
+GLOBL lanes_44000000<>(SB), RODATA|NOPTR, $32

@@ -161,6 +161,8 @@ func quickLeft(q Quick, dst []byte, src []float32, blocks int) int {
 		return encodeQ4_1AVX2(d, s, blocks)
 	case QuickQ5_1:
 		return encodeQ5_1AVX2(d, s, blocks)
+	case QuickMXFP4:
+		return encodeMXFP4AVX2(d, s, blocks)
 	}
-	return encodeMXFP4AVX2(d, s, blocks)
+	return encodeNVFP4AVX2(d, s, blocks)
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"math"
+
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
@@ -9,26 +11,27 @@ import (
 // The encoders of blocks of 32 whose scale needs no search. A block that holds what is not finite,
 // whose scale overflows, or whose numbers are too small for the vector form, is left to the caller.
 
-// A block is 32 values on their way: four vectors in the registers.
+// A block is 32 values on their way, four vectors in the registers; or 16 of NVFP4.
 type block struct {
 	dst, src reg.Register
-	v        [4]reg.VecVirtual
+	v        []reg.VecVirtual
 }
 
 const infinity = 0x7f800000
 
 func blockEncoders() {
 	for _, e := range []struct {
-		name, like string
-		size       int
-		step       func(b *block)
+		name, like   string
+		values, size int
+		step         func(b *block)
 	}{
-		{"encodeQ8_0AVX2", "Q8_0", 34, encodeQ8},
-		{"encodeQ4_0AVX2", "Q4_0", 18, func(b *block) { b.symmetric(4) }},
-		{"encodeQ5_0AVX2", "Q5_0", 22, func(b *block) { b.symmetric(5) }},
-		{"encodeQ4_1AVX2", "Q4_1", 20, func(b *block) { b.affine(4) }},
-		{"encodeQ5_1AVX2", "Q5_1", 24, func(b *block) { b.affine(5) }},
-		{"encodeMXFP4AVX2", "MXFP4", 17, encodeMXFP4},
+		{"encodeQ8_0AVX2", "Q8_0", 32, 34, encodeQ8},
+		{"encodeQ4_0AVX2", "Q4_0", 32, 18, func(b *block) { b.symmetric(4) }},
+		{"encodeQ5_0AVX2", "Q5_0", 32, 22, func(b *block) { b.symmetric(5) }},
+		{"encodeQ4_1AVX2", "Q4_1", 32, 20, func(b *block) { b.affine(4) }},
+		{"encodeQ5_1AVX2", "Q5_1", 32, 24, func(b *block) { b.affine(5) }},
+		{"encodeMXFP4AVX2", "MXFP4", 32, 17, encodeMXFP4},
+		{"encodeNVFP4AVX2", "NVFP4", 64, 36, encodeNVFP4},
 	} {
 		TEXT(e.name, NOSPLIT, "func(dst *byte, src *float32, blocks int) (left int)")
 		Doc(e.name+" encodes blocks of "+e.like+", at least one, up to the first that it cannot do.", "It returns how many it left.")
@@ -36,13 +39,12 @@ func blockEncoders() {
 		b := &block{dst: Load(Param("dst"), GP64()), src: Load(Param("src"), GP64())}
 		blocks := Load(Param("blocks"), GP64())
 		Label("next")
-		for i := range b.v {
-			b.v[i] = YMM()
-			VMOVUPS(Mem{Base: b.src, Disp: row * i}, b.v[i])
+		if e.values == 32 {
+			b.v = b.load(0, 4)
 		}
 		e.step(b)
 		ADDQ(U8(e.size), b.dst)
-		ADDQ(U32(4*row), b.src)
+		ADDQ(U32(4*e.values), b.src)
 		DECQ(blocks)
 		JNZ(LabelRef("next"))
 		Label("stop")
@@ -50,6 +52,15 @@ func blockEncoders() {
 		VZEROUPPER()
 		RET()
 	}
+}
+
+// load takes n vectors from value at on.
+func (b *block) load(at, n int) (v []reg.VecVirtual) {
+	for i := range n {
+		v = append(v, YMM())
+		VMOVUPS(Mem{Base: b.src, Disp: 4*at + row*i}, v[i])
+	}
+	return v
 }
 
 // across spreads to all lanes what fold makes of them.
@@ -258,21 +269,93 @@ func encodeMXFP4(b *block) {
 	unit := YMM()
 	VMOVD(t, unit.AsX())
 	VPBROADCASTD(unit.AsX(), unit)
+	var middles [7]Op
+	for i, m := range e2m1Middles {
+		middles[i] = float(m)
+	}
 	for _, v := range b.v {
-		m, i, over := YMM(), YMM(), YMM()
+		m := YMM()
 		VMULPS(unit, v, m)
 		VANDPS(noSign(), m, m)
-		VPXOR(i, i, i)
-		for _, middle := range []float32{0.5, 1.5, 2.5, 3.5, 5, 7, 10} {
-			VCMPPS(U8(greater), float(middle), m, over)
-			VPSUBD(over, i, i)
-		}
-		VPXOR(m, m, m)
-		VPCMPGTD(m, i, over)
-		VPSRAD(U8(31), v, v)
-		VPAND(over, v, v)
-		VPAND(everyLane(8), v, v)
-		VPOR(i, v, v)
+		e2m1(m, v, middles)
 	}
 	b.pack(4, 1)
+}
+
+// e2m1Middles lie between the values of E2M1, times two. A magnitude in the middle takes the lower one.
+var e2m1Middles = [7]float32{0.5, 1.5, 2.5, 3.5, 5, 7, 10}
+
+// e2m1 leaves the code of v, whose magnitude is m, in v.
+func e2m1(m, v reg.VecVirtual, middles [7]Op) {
+	i, over := YMM(), YMM()
+	VPXOR(i, i, i)
+	for _, middle := range middles {
+		VCMPPS(U8(greater), middle, m, over)
+		VPSUBD(over, i, i)
+	}
+	VPXOR(m, m, m)
+	VPCMPGTD(m, i, over) // zero has no sign
+	VPSRAD(U8(31), v, v)
+	VPAND(over, v, v)
+	VPAND(everyLane(8), v, v)
+	VPOR(i, v, v)
+}
+
+// encodeNVFP4 does four sub-blocks of 16, each with a scale of its own.
+func encodeNVFP4(b *block) {
+	scales := GLOBL("halfUE4M3", RODATA|NOPTR)
+	for c := range 120 {
+		value := math.Ldexp(float64(c&7), -9)
+		if c >= 8 {
+			value = math.Ldexp(1+float64(c&7)/8, c>>3-7)
+		}
+		DATA(4*c, U32(math.Float32bits(float32(value/2))))
+	}
+	table := GP64()
+	LEAQ(scales, table)
+	for s := range 4 {
+		b.v = b.load(16*s, 2)
+		sixth := b.magnitude()
+		VDIVPS(float(6), sixth, sixth)
+		// The scale's bits are the number's upper ones, rounded, or a multiple of 2^-9 below 2^-6.
+		bits, code, small := GP32(), GP32(), GP32()
+		VMOVD(sixth.AsX(), bits)
+		LEAL(Mem{Base: bits, Disp: 1 << 19}, code)
+		SHRL(U8(20), code)
+		SUBL(U32(120<<3), code)
+		VMULPS(float(512), sixth, sixth)
+		VADDPS(float(0.5), sixth, sixth)
+		VCVTTSS2SI(sixth.AsX(), small)
+		seven := GP32()
+		MOVL(U32(7), seven)
+		CMPL(small, seven)
+		CMOVLGT(seven, small)
+		CMPL(bits, U32(121<<23))
+		CMOVLCS(small, code)
+		// Zero, and what becomes the largest scale, take another way.
+		LEAL(Mem{Base: code, Disp: -1}, small)
+		CMPL(small, U32(15<<3-1))
+		JAE(LabelRef("stop"))
+		MOVB(code.As8(), Mem{Base: b.dst, Disp: s})
+		scale := YMM()
+		VBROADCASTSS(Mem{Base: table, Index: code.As64(), Scale: 4}, scale)
+		var middles [7]Op
+		for i, m := range e2m1Middles {
+			middle := YMM()
+			VMULPS(float(m), scale, middle)
+			middles[i] = middle
+		}
+		for _, v := range b.v {
+			m := YMM()
+			VANDPS(noSign(), v, m)
+			e2m1(m, v, middles)
+		}
+		VPSLLD(U8(4), b.v[1], b.v[1])
+		VPOR(b.v[1], b.v[0], b.v[0])
+		upper := XMM()
+		VEXTRACTI128(U8(1), b.v[0], upper)
+		VPACKUSDW(upper, b.v[0].AsX(), upper)
+		VPACKUSWB(upper, upper, upper)
+		VMOVQ(upper, Mem{Base: b.dst, Disp: 4 + 8*s})
+	}
 }
