@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/evidence"
+	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
 )
@@ -15,6 +16,17 @@ import (
 // Options are what the dialects' files cannot say for themselves.
 type Options struct {
 	PEFT peft.Options
+	// Base is the path of the base model, as geometry.Read takes it, for the dialects that store rows in an
+	// order of their own; "" if it is not at hand.
+	Base string
+}
+
+// geometry reads the geometry of the base.
+func (o Options) geometry(path string) (*geometry.Geometry, error) {
+	if o.Base == "" {
+		return nil, needsBase(path)
+	}
+	return geometry.Read(o.Base)
 }
 
 // A Dialect is one ecosystem's form of an adapter.

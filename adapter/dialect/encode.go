@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
@@ -62,6 +63,19 @@ func Encode(a *adapter.Adapter, to string, t Target) (*Output, error) {
 		}
 	}
 	return d.Encode(a, t)
+}
+
+// geometry reads the geometry of the base, which names and row orders depend on.
+func (t Target) geometry(a *adapter.Adapter) (*geometry.Geometry, error) {
+	if t.Base == "" {
+		return nil, needsBase(a.Path)
+	}
+	return geometry.Read(t.Base)
+}
+
+func needsBase(path string) error {
+	return finding.Errorf("convert.needs_base", path, "names and row orders depend on the base model's architecture").
+		Hinted("--base BASE: a folder with the base's config.json, or its GGUF file")
 }
 
 func find(name string) *Dialect {
