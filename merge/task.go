@@ -128,10 +128,7 @@ const group = 32 << 10
 
 // transform decodes, updates and encodes n rows, a few at a time.
 func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) error {
-	rows := max(1, group/t.frame.Cols)
-	if rows > 4 {
-		rows &^= 3
-	}
+	rows := max(4, group/t.frame.Cols) &^ 3 // the low-rank kernel takes four rows at a time
 	cols, target := t.frame.Cols, tensor.DType(t.out.Type)
 	w, base, back := grow(&b.w1, rows*cols), grow(&b.w0, cols), grow(&b.back, cols)
 	for r := int64(0); r < n; r += rows {
