@@ -15,8 +15,13 @@ import (
 	"github.com/loratool/loratool/hf/config"
 )
 
-// maxCard is how much of a model card's header is parsed, in bytes.
-const maxCard = 256 << 10
+// What is parsed of a model card's header is bounded, since the YAML parser's time grows with the square of
+// how deep a text is nested: bytes, brackets that open, and list marks in a row.
+const (
+	maxCard     = 64 << 10
+	maxBrackets = 2000
+	maxDashes   = 8
+)
 
 // cardKeys are the keys of a model card that the output depends on; the others (tables of results, mostly)
 // are not parsed.
@@ -60,7 +65,15 @@ func parseCard(text string) (map[string]any, error) {
 	if len(header) > maxCard {
 		return nil, errors.New("it is too long")
 	}
-	file, err := parser.ParseBytes([]byte(header), 0)
+	if strings.Count(header, "[")+strings.Count(header, "{") > maxBrackets {
+		return nil, errors.New("it is nested too deeply")
+	}
+	for line := range strings.Lines(header) {
+		if words := strings.Fields(line); len(words) > maxDashes && !slices.ContainsFunc(words[:maxDashes], func(w string) bool { return w != "-" }) {
+			return nil, errors.New("it is nested too deeply")
+		}
+	}
+	file, err := parser.ParseBytes([]byte(header), 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		return nil, err
 	}

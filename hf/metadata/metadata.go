@@ -3,6 +3,7 @@
 package metadata
 
 import (
+	"errors"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -72,7 +73,11 @@ func Read(dir string, opt Options) (*Folder, error) {
 		f.opt.FolderName = filepath.Base(abs)
 	}
 	if f.Arch, f.HyperParameters, err = naming.FromConfig(cfg.Map()); err != nil {
-		return nil, finding.Errorf("config.unknown_architecture", cfg.File, "%v", err)
+		code := "config.bad_value"
+		if unknown := (*naming.UnknownArchitecture)(nil); errors.As(err, &unknown) {
+			code = "config.unknown_architecture"
+		}
+		return nil, finding.Errorf(code, cfg.File, "%v", err)
 	}
 	if f.Arch == "nomic-bert" && config.Truthy(cfg.Get("moe_every_n_layers")) {
 		return nil, finding.Errorf("config.unsupported_architecture", cfg.File, "nomic-bert models with experts are not supported").
