@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/tensor"
 )
@@ -19,13 +20,13 @@ func convertCommand(t *terminal) *cli.Command {
 		Name:      "convert",
 		Usage:     "write a model or an adapter in another ecosystem's form",
 		ArgsUsage: "IN",
-		Description: "A Hugging Face model folder to GGUF, byte for byte what llama.cpp's converter writes.\n" +
+		Description: "A Hugging Face model folder to GGUF, byte for byte what llama.cpp's converter writes; a GGUF model back to a folder.\n" +
 			"Of adapters, PEFT and MLX to GGUF LoRA, and GGUF LoRA to PEFT. ΔW on the base's tensors stays the same. " +
 			"BASE gives the architecture and its geometry: a folder that holds config.json is enough.\n\n" +
 			"Exit status: 0 done, 2 could not convert, 4 usage.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`"},
-			&cli.StringFlag{Name: "to", Usage: "`FORMAT`: gguf of a model; of an adapter " + strings.Join(dialect.Written(), ", ")},
+			&cli.StringFlag{Name: "to", Usage: "`FORMAT`: gguf of a model folder, safetensors of a GGUF model; of an adapter " + strings.Join(dialect.Written(), ", ")},
 			&cli.StringFlag{Name: "base", Usage: "base model of an adapter, `PATH`: a folder with config.json, or a GGUF file"},
 			&cli.StringFlag{Name: "dtype", Usage: "`TYPE`. Of a model's matrices: auto (the folder's own; default), f32, f16, bf16, q8_0, tq1_0, tq2_0. Of an adapter's factors: f32, f16, bf16, q8_0 (GGUF only); default: f32 for gguf, as they are for peft"},
 			&cli.BoolFlag{Name: "vocab-only", Usage: "of a model, only metadata and tokenizer"},
@@ -46,8 +47,13 @@ func runConvert(t *terminal, c *cli.Context) error {
 	if output == "" {
 		return usagef("convert needs an output (-o PATH)")
 	}
-	if !isAdapter(in) && isModelFolder(in) {
-		return convertModel(t, c, in, output)
+	if !isAdapter(in) {
+		switch format, _ := formats.Sniff(in); {
+		case isModelFolder(in):
+			return convertModel(t, c, in, output)
+		case format == "gguf":
+			return restoreModel(t, c, in, output)
+		}
 	}
 	if err := noFolderFlags(c); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/hf/metadata"
@@ -103,6 +104,41 @@ func convertModel(t *terminal, c *cli.Context, in, output string) error {
 	}
 	defer m.Close()
 	return writeModel(t, c, m, in, output, m.Type, m.DType())
+}
+
+// restoreModel writes a GGUF model as a folder.
+func restoreModel(t *terminal, c *cli.Context, in, output string) error {
+	if err := noFolderFlags(c); err != nil {
+		return err
+	}
+	switch to := strings.ToLower(c.String("to")); {
+	case c.Bool("vocab-only"):
+		return usagef("--vocab-only goes with a model folder that becomes a GGUF file")
+	case to == "safetensors", to == "hf", to == "" && endingFormat(output) == "":
+	default:
+		return usagef("--to %q: a GGUF model becomes a folder, safetensors", to)
+	}
+	dtype := tensor.Invalid
+	if s := c.String("dtype"); s != "" && !strings.EqualFold(s, "auto") {
+		var err error
+		if dtype, err = parseDType(s); err != nil || dtype == tensor.Invalid {
+			return usagef("--dtype %q: auto, f32, f16 or bf16", s)
+		}
+	}
+	m, err := gguf.Open(in)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	hp, err := merge.GGUFParameters(m)
+	if err != nil {
+		return finding.Errorf("base.unsupported", in, "%v", err)
+	}
+	f, err := hf.Restore(m, hp, dtype)
+	if err != nil {
+		return err
+	}
+	return writeModel(t, c, f, in, output, f.Type, f.DType())
 }
 
 // writeModel writes a model in the types that typeOf chooses.
