@@ -130,3 +130,14 @@ func TestTruthy(t *testing.T) {
 		}
 	}
 }
+
+func TestNearest(t *testing.T) {
+	for name, want := range map[string]string{"llama4": "llama", "qwen": "qwen2", "": "olmo", strings.Repeat("x", 1000): "llama"} {
+		if got := Nearest(name, []string{"llama", "qwen2", "olmo"}); got != want {
+			t.Errorf("%.10s: got %s, want %s", name, got, want)
+		}
+	}
+	if got := Nearest("a", nil); got != "" {
+		t.Errorf("got %q of none", got)
+	}
+}

@@ -142,5 +142,5 @@ func (f *Folder) reranker() bool {
 
 func (f *Folder) unsupported() error {
 	return finding.Errorf("config.unsupported_architecture", f.Config.File, "key-values of %s models are not known", f.Arch).
-		Hinted("the nearest architecture that is supported is " + nearest(f.Arch, slices.Sorted(maps.Keys(recipes))))
+		Hinted("the nearest architecture that is supported is " + config.Nearest(f.Arch, slices.Sorted(maps.Keys(recipes))))
 }

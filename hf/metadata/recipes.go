@@ -1,6 +1,8 @@
 package metadata
 
 import (
+	"encoding/json"
+
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/hf/config"
 )
@@ -324,9 +326,9 @@ func (w *writer) deepseek() {
 
 // deepseek2 has latent attention, which is stored as attention with a single key-value head.
 func (w *writer) deepseek2() {
-	w.cfg = w.cfg.With("num_key_value_heads", number("1"))
+	w.cfg = w.cfg.With("num_key_value_heads", number(1))
 	if !w.cfg.Has("rms_norm_eps") {
-		w.cfg = w.cfg.With("rms_norm_eps", number("1e-6"))
+		w.cfg = w.cfg.With("rms_norm_eps", json.Number("1e-6"))
 	}
 	w.base()
 	experts := w.cfg.Get("n_routed_experts") != nil
@@ -384,7 +386,7 @@ func (w *writer) bert() {
 		pad, ok := w.int("pad_token_id")
 		n, ok2 := w.int("max_position_embeddings")
 		if ok && ok2 {
-			w.cfg = w.cfg.With("max_position_embeddings", number(decimal(n-1-pad)))
+			w.cfg = w.cfg.With("max_position_embeddings", number(n-1-pad))
 		}
 	}
 	w.base()
@@ -427,7 +429,7 @@ func (w *writer) nomicBert() {
 	default:
 		w.fail(w.cfg.Bad("n_positions", positions, "8192 or 2048, with max_trained_positions 2048"))
 	}
-	w.cfg = w.cfg.With("max_position_embeddings", number(decimal(context)))
+	w.cfg = w.cfg.With("max_position_embeddings", number(context))
 	w.base()
 	w.set("attention.causal", gguf.Of(false))
 	w.pooling()

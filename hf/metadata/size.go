@@ -9,7 +9,7 @@ import (
 // sizeLabel is the size of a model as people write it: "7.2B", "8x7.2B".
 func sizeLabel(p Parameters) string {
 	if p.ExpertCount > 0 {
-		return decimal(p.ExpertCount) + "x" + notation(p.Shared+p.Experts)
+		return strconv.FormatInt(p.ExpertCount, 10) + "x" + notation(p.Shared+p.Experts)
 	}
 	return notation(p.Total)
 }

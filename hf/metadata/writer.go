@@ -3,6 +3,7 @@ package metadata
 import (
 	"encoding/json"
 	"math"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/formats/gguf"
@@ -134,4 +135,4 @@ func (w *writer) intOr(other int64, names ...string) int64 {
 }
 
 // number makes a configuration value for config.With.
-func number(s string) json.Number { return json.Number(s) }
+func number(n int64) json.Number { return json.Number(strconv.FormatInt(n, 10)) }

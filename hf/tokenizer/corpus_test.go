@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,7 +91,7 @@ func TestCheckData(t *testing.T) {
 		t.Errorf("hashes (-want +got):\n%s", d)
 	}
 	for name := range data.Runtime {
-		if !contains(dataLines(namesText), name) {
+		if !slices.Contains(dataLines(namesText), name) {
 			t.Errorf("name %s is missing", name)
 		}
 	}

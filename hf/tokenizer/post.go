@@ -1,6 +1,10 @@
 package tokenizer
 
-import "github.com/loratool/loratool/hf/config"
+import (
+	"slices"
+
+	"github.com/loratool/loratool/hf/config"
+)
 
 // A templateReader finds out from a tokenizer's post-processor which special tokens are added to a text.
 // It works on a copy of tokenizer_config.json, whose roles it completes.
@@ -134,7 +138,7 @@ func (t *templateReader) template(p map[string]any) {
 // end of turn, or of message.
 func (t *templateReader) replaceEOS(last string) {
 	for _, role := range []string{"eot", "eom"} {
-		if !contains(t.s.roles, role) {
+		if !slices.Contains(t.s.roles, role) {
 			t.s.roles = append(t.s.roles, role)
 			t.tc[role+"_token"] = t.eos
 			break
@@ -142,13 +146,4 @@ func (t *templateReader) replaceEOS(last string) {
 	}
 	t.eos = last
 	t.tc["eos_token"] = last
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }

@@ -5,10 +5,12 @@ import (
 	_ "embed"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/hf/config"
 )
 
 //go:embed hashes.txt
@@ -59,14 +61,32 @@ var structures = sync.OnceValue(func() []structure {
 	return all
 })
 
+// structureName is the name of a structure of the table, "" for another.
+func structureName(parts string) string {
+	for _, s := range structures() {
+		if s.parts == parts {
+			return s.name
+		}
+	}
+	return ""
+}
+
+func knownParts() []string {
+	var all []string
+	for _, s := range structures() {
+		all = append(all, s.parts)
+	}
+	return all
+}
+
 // preTokenizer finds the name of a tokenizer's pre-tokenizer: the one asked for, else by the ids of the
 // check text, else by the structure of tokenizer.json.
 func (r *reader) preTokenizer(f *fastFile) (name, rule string, err error) {
 	if want := r.opt.Pre; want != "" {
 		names := dataLines(namesText)
-		if !contains(names, want) {
+		if !slices.Contains(names, want) {
 			return "", "", finding.Errorf("tokenizer.unknown_pre", f.file, "llama.cpp knows no pre-tokenizer of the name %q", want).
-				Hinted("did you mean " + nearest(want, names) + "?")
+				Hinted("did you mean " + config.Nearest(want, names) + "?")
 		}
 		return want, "option", nil
 	}
@@ -79,12 +99,7 @@ func (r *reader) preTokenizer(f *fastFile) (name, rule string, err error) {
 		return name, "structure", nil
 	}
 	parts := partsText(f.PreTokenizer)
-	best, least := "", 0
-	for _, s := range structures() {
-		if d := distance(short(parts), short(s.parts)); best == "" || d < least {
-			best, least = s.name, d
-		}
-	}
+	best := structureName(config.Nearest(parts, knownParts()))
 	return "", "", finding.Errorf("tokenizer.unknown_pre", f.file, "the pre-tokenizer is none of those llama.cpp has a name for").
 		Expected(shown(parts), "a known structure").
 		Hinted("the nearest is " + best + "; if it splits text in the same way, give --pre " + best)
@@ -108,13 +123,7 @@ func checkHash(f *fastFile) (string, error) {
 // the same go by what else the tokenizer has, then by the architecture whose models have it.
 func (r *reader) byStructure(f *fastFile) string {
 	parts := partsText(f.PreTokenizer)
-	name := ""
-	for _, s := range structures() {
-		if s.parts == parts {
-			name = s.name
-			break
-		}
-	}
+	name := structureName(parts)
 	composed := hasType(f.Normalizer, "NFC", 0)
 	switch name {
 	case "gpt-2":
@@ -231,42 +240,10 @@ func splitText(m map[string]any) string {
 	return strings.NewReplacer("\r", `\r`, "\n", `\n`, "\t", `\t`, `\"`, `"`).Replace(text)
 }
 
-func short(s string) string { return s[:min(len(s), 400)] }
-
 func shown(parts string) string {
 	r := []rune(strings.ReplaceAll(parts, "\t", " "))
 	if len(r) > 120 {
 		return string(r[:120]) + "…"
 	}
 	return string(r)
-}
-
-func nearest(name string, candidates []string) string {
-	best, least := "", 0
-	for _, c := range candidates {
-		if d := distance(short(name), c); best == "" || d < least {
-			best, least = c, d
-		}
-	}
-	return best
-}
-
-// distance is the number of bytes to change, add or leave out to make one text of another.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			next := diagonal
-			if a[i] != b[j] {
-				next = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], next
-		}
-	}
-	return row[len(b)]
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -359,7 +360,7 @@ func FuzzTokenizerJSON(f *testing.F) {
 		if _, err := r.listed(file); err != nil && finding.Of(err) == nil {
 			t.Fatalf("not a finding: %v", err)
 		}
-		if name, _, err := r.preTokenizer(file); err == nil && !contains(dataLines(namesText), name) {
+		if name, _, err := r.preTokenizer(file); err == nil && !slices.Contains(dataLines(namesText), name) {
 			t.Fatalf("pre-tokenizer %q has no such name", name)
 		}
 		if hash, err := checkHash(file); err == nil && len(hash) != 64 {
