@@ -43,17 +43,19 @@ arm64:
 		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64) || exit 1; \
 	done
 
+# FUZZTIME each, every parser and every pair of scalar and vector code. Without the minimiser, which stalls on them.
+FUZZTIME ?= 20s
 fuzz:
-	@for p in safetensors gguf onnx torch; do \
-		for f in $$($(GO) test -list 'Fuzz.*' ./formats/$$p | grep ^Fuzz); do \
-			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime 20s -fuzzminimizetime 1x ./formats/$$p || exit 1; \
+	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for f in $$($(GO) test -list 'Fuzz.*' $$p | grep ^Fuzz); do \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p || exit 1; \
 		done; \
 	done
 
-# Kernels, codecs, and a whole merge against copying the file.
+# Kernels, encoders and decoders, the engine, headers, and a whole merge against copying the file.
 bench: build
-	$(GO) test -run '^$$' -bench . ./internal/kernel ./formats/safetensors
-	$(GO) run ./internal/bench -loratool $(BIN)
+	$(GO) test -run '^$$' -bench . ./internal/kernel ./quant ./merge ./formats/safetensors ./cmd/loratool
+	$(GO) run ./internal/bench -loratool $(BIN) -layers 5 -runs 5
 
 # Assembly is generated and checked in; this must leave the tree clean.
 generate:
