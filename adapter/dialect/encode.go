@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/gguflora"
+	"github.com/loratool/loratool/adapter/mlx"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
@@ -158,4 +159,23 @@ func encodeGGUF(a *adapter.Adapter, t Target) (*Output, error) {
 		return nil, err
 	}
 	return &Output{Layout: l, Weights: f.Weights, Findings: f.Findings}, nil
+}
+
+func encodeMLX(a *adapter.Adapter, t Target) (*Output, error) {
+	if err := t.plainFloats(a, "an MLX adapter"); err != nil {
+		return nil, err
+	}
+	opt := mlx.Options{DType: t.DType}
+	if t.Base != "" {
+		g, err := t.geometry(a)
+		if err != nil {
+			return nil, err
+		}
+		opt.Experts = g.HP.Experts
+	}
+	f, err := mlx.Encode(a, opt)
+	if err != nil {
+		return nil, err
+	}
+	return t.folder("adapters", mlx.ConfigName, f.Config, f.Weights)
 }

@@ -26,6 +26,7 @@ func table() []Dialect {
 			Name: "mlx", Title: "an MLX folder",
 			Detect: mlx.Detect,
 			Open:   func(path string, _ Options) (*adapter.Adapter, error) { return mlx.Open(path) },
+			Encode: encodeMLX,
 		},
 		{
 			Name: "peft", Title: "a PEFT folder",

@@ -3,6 +3,7 @@ package mlx
 import (
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"github.com/loratool/loratool/adapter/evidence"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
 )
 
 // folder writes an adapter of float32 tensors with the values 1, 2, 3, ….
@@ -40,7 +43,7 @@ func folder(t *testing.T, config string, names []string, shapes [][]int) string 
 	}
 	dir := t.TempDir()
 	file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(h))), append(h, data...)...)
-	for name, b := range map[string][]byte{"adapters.safetensors": file, configName: []byte(config)} {
+	for name, b := range map[string][]byte{"adapters.safetensors": file, ConfigName: []byte(config)} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +55,10 @@ var names = []string{"model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.s
 
 func TestOpen(t *testing.T) {
 	for config, scale := range map[string]float64{
-		`{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0}}`: 20,
+		`{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0}}`:                                 20,
+		`{"fine_tune_type": "lora", "lora_layers": 16, "lora_parameters": {"rank": 2, "alpha": 16, "scale": 10.0}}`: 80,
+		`{"fine_tune_type": "lora", "num_layers": 16, "lora_parameters": {"rank": 2, "alpha": 16, "scale": 10.0}}`:  10,
+		`{"lora_parameters": {"rank": 2, "alpha": 16}}`:                                                             8,
 		`{"lora_alpha": 3}`:                     1.5,
 		`{"lora_alpha": 3, "use_rslora": true}`: 3 / math.Sqrt2,
 	} {
@@ -92,12 +98,14 @@ func TestErrors(t *testing.T) {
 	}{
 		{`{}`, names, [][]int{{3, 2}, {2, 1}}, "adapter.missing_alpha"},
 		{`[`, names, [][]int{{3, 2}, {2, 1}}, "adapter.bad_json"},
-		{`{"fine_tune_type": "dora"}`, names, [][]int{{3, 2}, {2, 1}}, "adapter.unsupported_feature"},
+		{`{"fine_tune_type": "full"}`, names, [][]int{{3, 2}, {2, 1}}, "adapter.unsupported_feature"},
+		{`{"fine_tune_type": "dora", "lora_alpha": 3}`, names, [][]int{{3, 2}, {2, 1}}, "adapter.missing_magnitude"},
 		{ok, names[:1], [][]int{{3, 2}}, "adapter.missing_pair"},
 		{ok, names[1:], [][]int{{2, 1}}, "adapter.missing_pair"},
 		{ok, names, [][]int{{2, 3}, {2, 1}}, "adapter.rank_mismatch"},
 		{ok, names, [][]int{{4, 3, 2}, {4, 2, 1}}, "adapter.unsupported_feature"},
-		{ok, append(slices.Clone(names), "model.layers.0.self_attn.q_proj.m"), [][]int{{3, 2}, {2, 1}, {1}}, "adapter.unexpected_tensor"},
+		{ok, append(slices.Clone(names), "model.layers.0.self_attn.q_proj.m"), [][]int{{3, 2}, {2, 1}, {1}}, "adapter.unsupported_feature"},
+		{ok, append(slices.Clone(names), "model.norm.weight"), [][]int{{3, 2}, {2, 1}, {1}}, "adapter.unexpected_tensor"},
 	} {
 		a, err := Open(folder(t, c.config, c.names, c.shapes))
 		if f := finding.Of(err); f == nil || f.Code != c.code {
@@ -107,5 +115,57 @@ func TestErrors(t *testing.T) {
 	var none *adapter.Adapter
 	if a, err := Open(t.TempDir()); a != none || err == nil {
 		t.Error("an empty folder opens")
+	}
+}
+
+// TestEncodeStack lays four experts out, of which one is missing and one has a smaller rank and another
+// scale.
+func TestEncodeStack(t *testing.T) {
+	a := &adapter.Adapter{Space: naming.HF, BaseModel: "some/base"}
+	for e, rank := range []int{2, 1, 0, 2} {
+		if rank == 0 {
+			continue
+		}
+		v := []float32{1, 2, 3, 4, 5, 6}
+		u := adapter.Update{Target: adapter.Target{Module: fmt.Sprintf("model.layers.3.block_sparse_moe.experts.%d.w2", e), Param: "weight"}, Kind: adapter.LowRank, Layer: adapter.Linear,
+			Rank: rank, A: adapter.FromValues(int64(rank), 3, v[:3*rank]), B: adapter.FromValues(1, int64(rank), v[:rank]), Scale: adapter.Scale{Value: 4}}
+		if rank == 1 {
+			u.Scale.Value = 2
+		}
+		a.Updates = append(a.Updates, u)
+	}
+	f, err := Encode(a, Options{Experts: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		name   string
+		shape  tensor.Shape
+		values []float32
+	}{
+		{"model.layers.3.block_sparse_moe.switch_mlp.down_proj.lora_a", tensor.Shape{5, 2, 3}, []float32{1, 2, 3, 4, 5, 6, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0, 0}},
+		{"model.layers.3.block_sparse_moe.switch_mlp.down_proj.lora_b", tensor.Shape{5, 1, 2}, []float32{1, 2, 0.5, 0, 0, 0, 1, 2, 0, 0}},
+	} {
+		w := f.Weights[i]
+		v, err := w.Values.Load()
+		if err != nil || w.Name != want.name || !w.Shape.Equal(want.shape) || !slices.Equal(v, want.values) {
+			t.Errorf("%s %v is %v, %v", w.Name, w.Shape, v, err)
+		}
+	}
+	const config = `{
+    "fine_tune_type": "lora",
+    "lora_parameters": {
+        "dropout": 0,
+        "keys": [
+            "block_sparse_moe.switch_mlp.down_proj"
+        ],
+        "rank": 2,
+        "scale": 4
+    },
+    "model": "some/base",
+    "num_layers": -1
+}`
+	if string(f.Config) != config {
+		t.Errorf("the configuration is\n%s", f.Config)
 	}
 }
