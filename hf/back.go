@@ -45,6 +45,9 @@ func restore(m *gguf.Model, hp naming.HyperParameters) ([]tensor.Tensor, error) 
 		if slices.Contains(constants, t.Name) {
 			continue
 		}
+		if err := positive(t.Shape); err != nil {
+			return nil, finding.Errorf("base.bad_shape", r.path, "%v", err).In(t.Name)
+		}
 		sources, err := naming.FromGGUF(r.arch, hp, t.Name)
 		if err != nil {
 			return nil, finding.Errorf("base.unknown_tensor", r.path, "%v", err).In(t.Name)

@@ -3,6 +3,7 @@ package hf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -55,19 +56,27 @@ func (b *builder) build(folder []*tensor.Tensor) error {
 			return f.In(t.Name)
 		}
 	}
-	for block, stacks := range b.stacks {
-		for name, s := range stacks {
-			if s.found < len(s.experts) {
-				return finding.Errorf("base.missing_tensor", b.dir, "block %q has not all of its experts", block).In(name).Expected(s.found, len(s.experts))
-			}
+	for _, block := range slices.Sorted(maps.Keys(b.stacks)) {
+		found, all := 0, 0
+		for _, s := range b.stacks[block] {
+			found += s.found
+			all = expertMatrices * len(s.experts)
 		}
+		return finding.Errorf("base.missing_tensor", b.dir, "not all matrices that belong together are there").In(block).Expected(found, all)
 	}
 	return nil
 }
 
 // add maps one tensor.
 func (b *builder) add(t *tensor.Tensor) error {
+	if err := positive(t.Shape); err != nil {
+		return err
+	}
 	name := renamed(b.arch, t.Name)
+	if b.arch == "bert" && b.labelled() {
+		name = strings.Replace(name, "classifier.weight", "classifier.out_proj.weight", 1)
+		name = strings.Replace(name, "classifier.bias", "classifier.out_proj.bias", 1)
+	}
 	module, param := name, ""
 	if i := strings.LastIndexByte(name, '.'); i >= 0 {
 		module, param = name[:i], name[i+1:]
@@ -79,6 +88,9 @@ func (b *builder) add(t *tensor.Tensor) error {
 		return nil // layers that predict further tokens
 	}
 	places, err := b.places(module, param)
+	if p, ok := b.headNorm(module); ok {
+		places, err = []naming.Place{p}, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -121,7 +133,7 @@ func (b *builder) place(name, module, param string, s source, places []naming.Pl
 		}
 		group := places[:n]
 		places = places[n:]
-		if p := group[0]; p.Experts > int64(n) {
+		if p := group[0]; p.Experts > 0 && p.Run == 0 {
 			if err := b.expert(module, s, p); err != nil {
 				return err
 			}
@@ -163,7 +175,7 @@ func (b *builder) emit(from, name string, s source) error {
 // expert collects a matrix of a stack. When a block has all of its matrices, its stacks are appended.
 func (b *builder) expert(module string, s source, p naming.Place) error {
 	i := strings.LastIndex(module, ".experts.")
-	block, leaf := module, ""
+	block, leaf := p.Tensor, ""
 	if i >= 0 {
 		block, leaf = module[:i], module[strings.LastIndexByte(module, '.')+1:]
 	}
@@ -184,7 +196,11 @@ func (b *builder) expert(module string, s source, p naming.Place) error {
 	for _, st := range b.stacks[block] {
 		found += st.found
 	}
-	if int64(found) < expertMatrices*p.Experts {
+	all := expertMatrices * p.Experts
+	if p.Rule == headNormRule {
+		all = p.Experts
+	}
+	if int64(found) < all {
 		return nil
 	}
 	names := make([]string, 0, expertMatrices)
@@ -203,6 +219,7 @@ func (b *builder) expert(module string, s source, p naming.Place) error {
 			return err
 		}
 	}
+	delete(b.stacks, block)
 	return nil
 }
 
@@ -225,6 +242,46 @@ func stacked(experts []*source) (source, error) {
 	}
 	shape := append(tensor.Shape{int64(len(experts))}, first.shape...)
 	return source{newView(sections), first.dtype, shape}, nil
+}
+
+// headNormRule is the Rule of the places of headNorm.
+const headNormRule = "head norm"
+
+// headNorm is the place of one head's query or key norm, which the largest StableLM stores apart:
+// self_attn.q_layernorm.norms.H. llama.cpp stacks them.
+func (b *builder) headNorm(module string) (naming.Place, bool) {
+	head, number, ok := strings.Cut(module, "_layernorm.norms.")
+	if b.arch != "stablelm" || !ok {
+		return naming.Place{}, false
+	}
+	p := naming.Place{Rule: headNormRule, Expert: layerOf(number)}
+	kind := head[strings.LastIndexByte(head, '.')+1:]
+	switch kind {
+	case "q":
+		p.Experts = b.hp.Heads
+	case "k":
+		p.Experts = b.hp.KVHeads
+	}
+	if p.Expert < 0 || p.Expert >= p.Experts {
+		return p, false
+	}
+	p.Tensor = fmt.Sprintf("blk.%d.attn_%s_norm.weight", layerOf(head), kind)
+	return p, true
+}
+
+// labelled reports whether a classifier's outputs have names. The pair that configuration classes make up
+// does not count.
+func (b *builder) labelled() bool {
+	ids, _ := b.config.Get("id2label").(map[string]any)
+	return len(ids) > 0 && !(len(ids) == 2 && ids["0"] == "LABEL_0" && ids["1"] == "LABEL_1")
+}
+
+// positive refuses a tensor without dimensions or elements.
+func positive(shape tensor.Shape) error {
+	if len(shape) == 0 || slices.Min(shape) <= 0 {
+		return fmt.Errorf("a tensor of shape %v has no place in a model", shape)
+	}
+	return nil
 }
 
 // storedTransposed reports whether the folder stores a parameter as [in, out].

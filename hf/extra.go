@@ -114,7 +114,7 @@ func (b *builder) packedExperts(folder []*tensor.Tensor) (map[string]bool, error
 			return nil, finding.Errorf("base.missing_tensor", b.dir, "the blocks have no scales").In(t.Name)
 		}
 		d := t.Shape
-		if len(d) != 4 || d[3] != mxCodes || t.DType != tensor.U8 || sc.DType != tensor.U8 || !slices.Equal(sc.Shape, d[:3]) {
+		if positive(d) != nil || len(d) != 4 || d[3] != mxCodes || t.DType != tensor.U8 || sc.DType != tensor.U8 || !slices.Equal(sc.Shape, d[:3]) {
 			return nil, finding.Errorf("base.bad_shape", b.dir, "blocks %s%v and scales %s%v are not MXFP4", t.DType, d, sc.DType, sc.Shape).In(t.Name).
 				Expected(fmt.Sprint(d), "U8 [experts, rows, columns/32, 16] and one scale for 16 bytes")
 		}
