@@ -35,16 +35,26 @@ type Writable interface {
 	Layout(specs []tensor.Spec, opt layout.Options) (*layout.Layout, error)
 }
 
+// Options are the choices in opening a file.
+type Options struct {
+	// BigEndian accepts big-endian GGUF files, which are refused otherwise: nearly every program that meets
+	// one would take its numbers for nonsense.
+	BigEndian bool
+}
+
 // Open opens a path: a file of any known format, a model folder, a sharded index, or the first shard of
 // a split GGUF.
-func Open(path string) (Model, error) {
+func Open(path string) (Model, error) { return OpenWith(path, Options{}) }
+
+// OpenWith opens a path as Open does, with options.
+func OpenWith(path string, opt Options) (Model, error) {
 	format, err := Sniff(path)
 	if err != nil {
 		return nil, err
 	}
 	switch format {
 	case "gguf":
-		return opened(gguf.Open(path))
+		return opened(gguf.OpenWith(path, gguf.OpenOptions{AllowBigEndian: opt.BigEndian}))
 	case "onnx":
 		return opened(onnx.Open(path))
 	case "torch":

@@ -21,6 +21,7 @@ type FileOptions struct {
 	// in all, and the check is of the header alone for bigger files.
 	Digests bool
 	Small   int64
+	Formats formats.Options
 }
 
 // File says whether a file or model folder is sound: its header, and what reading the values shows, such
@@ -28,7 +29,7 @@ type FileOptions struct {
 // report of verdict Reject; the error is for what kept the check from being made.
 func File(ctx context.Context, path string, opt FileOptions) (*Report, error) {
 	r := &Report{}
-	m, err := formats.Open(path)
+	m, err := formats.OpenWith(path, opt.Formats)
 	if err != nil {
 		f := finding.Of(err)
 		if f == nil {

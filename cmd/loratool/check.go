@@ -95,7 +95,7 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	if level.off {
 		return nil, nil
 	}
-	merged, err := formats.Open(path)
+	merged, err := formats.OpenWith(path, t.formats)
 	if err != nil {
 		return nil, err
 	}

@@ -62,12 +62,12 @@ func openFolder(path string, opt hf.Options) (*hf.Model, error) {
 }
 
 // openComparedBase opens the base of a merged model: where that is a GGUF file, a folder is seen as one.
-func openComparedBase(path, merged string) (formats.Writable, error) {
+func (t *terminal) openComparedBase(path, merged string) (formats.Writable, error) {
 	if merged == "" || !isModelFolder(path) {
-		return openBase(path)
+		return t.openBase(path)
 	}
 	if format, err := formats.Sniff(merged); err != nil || format != "gguf" {
-		return openBase(path)
+		return t.openBase(path)
 	}
 	// Only tensors are compared, so it does not matter how the folder's text is cut.
 	return openFolder(path, hf.Options{Metadata: metadata.Options{Pre: "default"}})

@@ -119,7 +119,7 @@ func runInspect(t *terminal, c *cli.Context) error {
 	doc := inspectDocument{}
 	broken := false
 	for _, path := range c.Args().Slice() {
-		in, err := inspect(path, opt)
+		in, err := t.inspect(path, opt)
 		if err != nil {
 			f := finding.Of(err)
 			if f == nil || f.Code == "files.missing" || f.Code == "files.unreadable" {
@@ -149,7 +149,7 @@ func runInspect(t *terminal, c *cli.Context) error {
 }
 
 // inspect opens a path. With an error it returns what was learned before it.
-func inspect(path string, opt dialect.Options) (inspected, error) {
+func (t *terminal) inspect(path string, opt dialect.Options) (inspected, error) {
 	in := inspected{Path: path, Kind: "other", Types: map[string]int{}, Tensors: []inspectedTensor{}, Metadata: orderedMap{}}
 	if d := dialect.Detect(path); d != "" {
 		in.Kind, in.Dialect = "adapter", d
@@ -170,7 +170,7 @@ func inspect(path string, opt dialect.Options) (inspected, error) {
 		in.addTensors(adapterTensors(a))
 		return in, nil
 	}
-	m, err := formats.Open(path)
+	m, err := formats.OpenWith(path, t.formats)
 	if err != nil {
 		return in, err
 	}

@@ -141,7 +141,7 @@ func runMerge(t *terminal, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	base, err := openMergeBase(c, &args)
+	base, err := t.openMergeBase(c, &args)
 	if err != nil {
 		return err
 	}
@@ -176,12 +176,12 @@ func runMerge(t *terminal, c *cli.Context) error {
 }
 
 // openMergeBase opens the base, as a GGUF model where a model folder is to become one.
-func openMergeBase(c *cli.Context, args *mergeArguments) (formats.Writable, error) {
+func (t *terminal) openMergeBase(c *cli.Context, args *mergeArguments) (formats.Writable, error) {
 	if wanted(args.format, args.output) != "gguf" || !isModelFolder(args.base) {
 		if err := noFolderFlags(c); err != nil {
 			return nil, err
 		}
-		return openBase(args.base)
+		return t.openBase(args.base)
 	}
 	opt := folderOptions(c)
 	opt.DType, args.options.DType = args.options.DType, tensor.Invalid

@@ -109,7 +109,7 @@ func runQuantize(t *terminal, c *cli.Context) error {
 		return err
 	}
 	q.KeepSplit, q.RefuseRequantize = c.Bool("keep-split"), !c.Bool("allow-requantize")
-	base, err := openUnquantized(in, c.Bool("allow-requantize"))
+	base, err := t.openUnquantized(in, c.Bool("allow-requantize"))
 	if err != nil {
 		return err
 	}
@@ -146,8 +146,8 @@ func runQuantize(t *terminal, c *cli.Context) error {
 
 // openUnquantized opens a model to quantize. A quantized folder is seen as the float model that it decodes to,
 // where that is allowed.
-func openUnquantized(path string, decode bool) (formats.Writable, error) {
-	stored, err := openWritable(path, "quantized")
+func (t *terminal) openUnquantized(path string, decode bool) (formats.Writable, error) {
+	stored, err := t.openWritable(path, "quantized")
 	if err != nil {
 		return nil, err
 	}
@@ -164,8 +164,8 @@ func openUnquantized(path string, decode bool) (formats.Writable, error) {
 }
 
 // openWritable opens a model that another one of its kind is made from.
-func openWritable(path, what string) (formats.Writable, error) {
-	m, err := formats.Open(path)
+func (t *terminal) openWritable(path, what string) (formats.Writable, error) {
+	m, err := formats.OpenWith(path, t.formats)
 	if err != nil {
 		return nil, err
 	}

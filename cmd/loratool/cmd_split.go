@@ -116,7 +116,7 @@ func indexOf(path string) string {
 
 // rewrite writes a model's tensors, byte for byte, into other files.
 func (t *terminal) rewrite(c *cli.Context, in, what string, layOut func(formats.Writable, []tensor.Spec) (*layout.Layout, string, error)) error {
-	m, err := openWritable(in, what)
+	m, err := t.openWritable(in, what)
 	if err != nil {
 		return err
 	}

@@ -89,7 +89,7 @@ func verifyFile(t *terminal, c *cli.Context, path string) (*verify.Report, error
 	if _, err := formats.Sniff(path); err != nil && finding.Of(err).Code == "files.missing" {
 		return nil, err
 	}
-	r, err := verify.File(c.Context, path, verify.FileOptions{Digests: c.Bool("tensors"), Small: smallFile})
+	r, err := verify.File(c.Context, path, verify.FileOptions{Digests: c.Bool("tensors"), Small: smallFile, Formats: t.formats})
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func printDigests(t *terminal, r *verify.Report) {
 
 // planAgainst opens a base and adapters and plans their merge; merged is the output that it is compared with,
 // or "".
-func planAgainst(c *cli.Context, adapters []string, merged string) (plan *merge.Plan, planErr error, closeAll func(), err error) {
+func (t *terminal) planAgainst(c *cli.Context, adapters []string, merged string) (plan *merge.Plan, planErr error, closeAll func(), err error) {
 	tied, err := parseTied(c.String("tied"))
 	if err != nil {
 		return nil, nil, nil, err
@@ -131,7 +131,7 @@ func planAgainst(c *cli.Context, adapters []string, merged string) (plan *merge.
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	base, err := openComparedBase(c.String("base"), merged)
+	base, err := t.openComparedBase(c.String("base"), merged)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -161,7 +161,7 @@ func planAgainst(c *cli.Context, adapters []string, merged string) (plan *merge.
 }
 
 func verifyAdapter(t *terminal, c *cli.Context, path string) (*verify.Report, error) {
-	plan, planErr, closeAll, err := planAgainst(c, []string{path}, "")
+	plan, planErr, closeAll, err := t.planAgainst(c, []string{path}, "")
 	if err != nil {
 		if f := finding.Of(err); f != nil && f.Code != "files.missing" {
 			return verify.Rejected(f), nil
@@ -199,7 +199,7 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*
 	if level.off {
 		return nil, usagef("--sample off: that would check nothing")
 	}
-	plan, planErr, closeAll, err := planAgainst(c, adapters, path)
+	plan, planErr, closeAll, err := t.planAgainst(c, adapters, path)
 	if err != nil {
 		return nil, err
 	}

@@ -118,6 +118,7 @@ func globalFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print errors only"},
 		&cli.StringFlag{Name: "progress", Value: "auto", Usage: "`WHEN` to show progress: auto (on a terminal), always, never"},
 		&cli.IntFlag{Name: "jobs", Usage: "use `N` workers (default: one a processor)"},
+		&cli.BoolFlag{Name: "big-endian", Usage: "accept big-endian GGUF files; outputs made from one are big-endian too"},
 		&cli.StringFlag{Name: "max-memory", Usage: "keep weight buffers below `SIZE`, for example 512MiB"},
 		&cli.StringFlag{Name: "log-format", Value: "text", Usage: "`FORMAT` of messages on stderr: text, json"},
 		&cli.StringFlag{Name: "fail-on", Value: "error", Usage: "lowest `LEVEL` of finding that makes the exit status 1: error, warning"},

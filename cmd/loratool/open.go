@@ -61,8 +61,8 @@ func openAdapters(args []string, opt dialect.Options) (inputs []merge.Input, clo
 
 // openBase opens the model adapters are baked into. A quantized folder is seen as the float model that it
 // decodes to.
-func openBase(path string) (formats.Writable, error) {
-	m, err := formats.Open(path)
+func (t *terminal) openBase(path string) (formats.Writable, error) {
+	m, err := formats.OpenWith(path, t.formats)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,8 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/tensor"
 )
@@ -52,9 +54,33 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": scriptStatus, "json": scriptJSON, "only": scriptOnly, "flip": scriptFlip, "near": scriptNear, "same": scriptSame,
-			"weights": scriptWeights, "zeros": scriptZeros,
+			"weights": scriptWeights, "zeros": scriptZeros, "bigendian": scriptBigEndian,
 		},
 	})
+}
+
+// bigendian IN OUT copies a GGUF file in the other byte order.
+func scriptBigEndian(ts *testscript.TestScript, _ bool, args []string) {
+	m, err := gguf.Open(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer m.Close()
+	var specs []tensor.Spec
+	for _, t := range m.Tensors() {
+		specs = append(specs, t.Spec)
+	}
+	h := m.Header()
+	h.BigEndian = true
+	l, err := gguf.NewLayout(h, specs, layout.Options{Name: args[1]})
+	ts.Check(err)
+	w, err := layout.Create(ts.MkAbs(args[1]), l, true)
+	ts.Check(err)
+	defer w.Abort()
+	for i, t := range m.Tensors() {
+		b, err := t.Read()
+		ts.Check(err)
+		ts.Check(w.WriteAt(i, b, 0))
+	}
+	ts.Check(w.Commit())
 }
 
 // status N PROGRAM ARGS… runs a program that must end with status N.

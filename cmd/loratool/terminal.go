@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/verify"
 )
@@ -49,6 +50,7 @@ type terminal struct {
 	progress  string
 	jobs      int
 	maxMemory int64
+	formats   formats.Options
 	failOn    finding.Level
 	ortLib    string
 	runtime   *onnxruntime.Runtime // once it is open
@@ -61,6 +63,7 @@ func (t *terminal) configure(c *cli.Context) error {
 	t.json, t.quiet = c.Bool("json"), c.Bool("quiet")
 	t.jobs, t.ortLib = c.Int("jobs"), c.String("ort-lib")
 	t.progress = c.String("progress")
+	t.formats.BigEndian = c.Bool("big-endian")
 	if t.jobs < 0 {
 		return usagef("--jobs %d: a number of workers is positive", t.jobs)
 	}
