@@ -116,7 +116,7 @@ func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "print one JSON document on stdout; human text goes to stderr"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print errors only"},
-		&cli.StringFlag{Name: "progress", Value: "auto", Usage: "`WHEN` to show progress: auto (on a terminal), always, never"},
+		&cli.StringFlag{Name: "progress", Value: "auto", Usage: "show progress `WHEN`: auto (on a terminal), always, never"},
 		&cli.IntFlag{Name: "jobs", Usage: "use `N` workers (default: one a processor)"},
 		&cli.BoolFlag{Name: "big-endian", Usage: "accept big-endian GGUF files; outputs made from one are big-endian too"},
 		&cli.StringFlag{Name: "max-memory", Usage: "keep weight buffers below `SIZE`, for example 512MiB"},
