@@ -254,6 +254,9 @@ func (j *joined) add(r *restorer, p part, e, stack int64, vectors, packed bool) 
 	case len(d) == 3 || vectors:
 		d = d[1:]
 	}
+	if len(d) > 2 {
+		return fmt.Errorf("a tensor of shape %v is not expected here", p.t.Shape)
+	}
 	rows, cols := d[0], int64(1)
 	if len(d) == 2 && !vectors {
 		cols = d[1]

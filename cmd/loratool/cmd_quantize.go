@@ -22,17 +22,17 @@ func quantizeCommand(t *terminal) *cli.Command {
 		Name:      "quantize",
 		Usage:     "store a model's weights in smaller types",
 		ArgsUsage: "IN",
-		Description: "GGUF to GGUF, byte for byte what llama.cpp's tool writes; safetensors to safetensors for F32, F16, BF16, F8_E4M3 and F8_E5M2. " +
+		Description: "GGUF to GGUF, byte for byte what llama.cpp's tool writes; safetensors to safetensors for F32, F16, BF16, F8_E4M3 and F8_E5M2; a model folder to GGUF where OUTPUT ends in .gguf. " +
 			"RECIPE is a type (Q8_0) or a mixture (Q4_K_M), in any case.\n\n" +
 			"Exit status: 0 done, 2 could not complete, 4 usage, 130 interrupted.",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`"},
 			&cli.StringFlag{Name: "to", Usage: "`RECIPE` to quantize by"},
 			&cli.BoolFlag{Name: "keep-split", Usage: "split the output as IN is split"},
 			&cli.BoolFlag{Name: "allow-requantize", Usage: "decode and encode again what is quantized already, which loses quality"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and write nothing"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
-		}, recipeFlags()...),
+		}, recipeFlags(), folderFlags()),
 		Action: func(c *cli.Context) error { return runQuantize(t, c) },
 	}
 }
@@ -109,7 +109,7 @@ func runQuantize(t *terminal, c *cli.Context) error {
 		return err
 	}
 	q.KeepSplit, q.RefuseRequantize = c.Bool("keep-split"), !c.Bool("allow-requantize")
-	base, err := t.openUnquantized(in, c.Bool("allow-requantize"))
+	base, err := openToQuantize(t, c, in, output)
 	if err != nil {
 		return err
 	}
@@ -161,6 +161,17 @@ func (t *terminal) openUnquantized(path string, decode bool) (formats.Writable, 
 			Hinted("start from the original weights; --allow-requantize decodes it first")
 	}
 	return m.(formats.Writable), nil
+}
+
+// openToQuantize opens a model, a folder that is to become a GGUF file as one.
+func openToQuantize(t *terminal, c *cli.Context, in, output string) (formats.Writable, error) {
+	if endingFormat(output) == "gguf" && isModelFolder(in) {
+		return openFolder(in, folderOptions(c))
+	}
+	if err := noFolderFlags(c); err != nil {
+		return nil, err
+	}
+	return t.openUnquantized(in, c.Bool("allow-requantize"))
 }
 
 // openWritable opens a model that another one of its kind is made from.
