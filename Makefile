@@ -3,7 +3,7 @@
 GO      ?= go
 BIN     := bin/loratool
 
-.PHONY: build demo test vet runtime portable arm64 fuzz bench generate clean
+.PHONY: build demo test vet runtime portable arm64 llamacpp fuzz bench generate clean
 
 build:
 	$(GO) build -trimpath -o $(BIN) ./cmd/loratool
@@ -42,6 +42,24 @@ arm64:
 	@for p in internal/kernel quant merge; do \
 		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64) || exit 1; \
 	done
+
+# Loads what we write in llama.cpp, prebuilt in node-llama-cpp, and compares merged weights with the adapter applied
+# by llama.cpp at run time. Needs npm and Node.js 20.
+LLAMACPP := bin/llamacpp
+T := testdata/tiny-llama
+llamacpp: build
+	@command -v npm >/dev/null && command -v node >/dev/null || { echo "needs npm and Node.js 20: nothing was checked"; exit 1; }
+	@mkdir -p $(LLAMACPP) && npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(LLAMACPP) node-llama-cpp@3.22.1
+	@set -e; l="$(BIN) --quiet"; o=$(LLAMACPP)/out; rm -rf $$o; mkdir $$o; \
+	$$l convert $T/base --to gguf --dtype f16 -o $$o/converted.gguf; \
+	$$l convert $T/adapter --to gguf --base $T/base -o $$o/adapter.gguf; \
+	$$l merge $T/base -a $T/adapter -o $$o/merged.gguf --dtype f16; \
+	$$l merge $T/base-f16.gguf -a $T/adapter -o $$o/merged-gguf.gguf; \
+	$$l merge $T/base -a $T/adapter -o $$o/merged-q8_0.gguf --quantize Q8_0; \
+	$$l merge $T/base -a $T/adapter -o $$o/merged-q4_0.gguf --quantize Q4_0; \
+	node internal/llamacpp/check.mjs $(CURDIR)/$(LLAMACPP) base=$T/base-f16.gguf converted=$$o/converted.gguf converted==base \
+		"at-run-time=$$o/converted.gguf+$$o/adapter.gguf" merged=$$o/merged.gguf merged==at-run-time \
+		merged-gguf=$$o/merged-gguf.gguf merged-gguf==merged q8_0=$$o/merged-q8_0.gguf q4_0=$$o/merged-q4_0.gguf
 
 # FUZZTIME each, every parser and every pair of scalar and vector code. Without the minimiser, which stalls on them.
 FUZZTIME ?= 20s
