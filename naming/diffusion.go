@@ -26,6 +26,8 @@ type DiffusionComponent struct {
 	Kohya []string
 	// Prefixes are what stands before the original names in checkpoints of one file, the usual one first.
 	Prefixes []string
+	// Native is what stands before the names in ComfyUI: "diffusion_model.", "text_encoders.clip_l.transformer.".
+	Native string
 	// Flat says which names the trainers of flattened files start from: Original or Renamed.
 	Flat    Body
 	Modules []DiffusionModule
@@ -161,6 +163,9 @@ func (f *DiffusionFamily) Component(folder string) *DiffusionComponent {
 	}
 	return f.Components[i]
 }
+
+// Denoiser is the family's unet or transformer.
+func (f *DiffusionFamily) Denoiser() *DiffusionComponent { return f.Components[0] }
 
 // Find finds a module named in the space Diffusers.
 func (f *DiffusionFamily) Find(path string) (DiffusionName, bool) {

@@ -15,10 +15,10 @@ var (
 // families are the same few models in other places.
 func diffusionFamilies() []*DiffusionFamily {
 	denoiser := func(name, folder string, flat Body, modules []DiffusionModule) *DiffusionComponent {
-		return &DiffusionComponent{Name: name, Folder: folder, Kohya: kohyaDenoiser, Prefixes: inCheckpoint, Flat: flat, Modules: modules}
+		return &DiffusionComponent{Name: name, Folder: folder, Kohya: kohyaDenoiser, Prefixes: inCheckpoint, Native: "diffusion_model.", Flat: flat, Modules: modules}
 	}
-	text := func(name, folder string, kohya, prefixes []string, flat Body, modules []DiffusionModule) *DiffusionComponent {
-		return &DiffusionComponent{Name: name, Folder: folder, Kohya: kohya, Prefixes: prefixes, Flat: flat, Modules: modules}
+	text := func(name, native, folder string, kohya, prefixes []string, modules []DiffusionModule) *DiffusionComponent {
+		return &DiffusionComponent{Name: name, Folder: folder, Kohya: kohya, Prefixes: prefixes, Native: "text_encoders." + native, Flat: Renamed, Modules: modules}
 	}
 	l, g, h, t5 := clipText(12, 768), openCLIP(32, 1280, true), openCLIP(23, 1024, false), t5(24, 4096, 10240)
 	clipG := clipText(32, 1280) // as ComfyUI and SD3 checkpoints store CLIP-G
@@ -27,16 +27,16 @@ func diffusionFamilies() []*DiffusionFamily {
 
 	te1 := []string{"lora_te1_", "lora_te_"}
 	clipL := func() *DiffusionComponent {
-		return text("clip_l", "text_encoder", te1, []string{"text_encoders.clip_l.transformer.", "conditioner.embedders.0.transformer.", ""}, Renamed, l)
+		return text("clip_l", "clip_l.transformer.", "text_encoder", te1, []string{"text_encoders.clip_l.transformer.", "conditioner.embedders.0.transformer.", ""}, l)
 	}
 	t5xxl := func(folder string, kohya ...string) *DiffusionComponent {
-		return text("t5xxl", folder, kohya, []string{"text_encoders.t5xxl.transformer.", ""}, Renamed, t5)
+		return text("t5xxl", "t5xxl.transformer.", folder, kohya, []string{"text_encoders.t5xxl.transformer.", ""}, t5)
 	}
 	sd3 := func(name string, depth int, dual int) *DiffusionFamily {
 		return &DiffusionFamily{name, []*DiffusionComponent{
 			denoiser(name, "transformer", Original, mmdit(depth, dual)),
 			clipL(),
-			text("clip_g", "text_encoder_2", []string{"lora_te2_"}, []string{"text_encoders.clip_g.transformer.", ""}, Renamed, clipG),
+			text("clip_g", "clip_g.transformer.", "text_encoder_2", []string{"lora_te2_"}, []string{"text_encoders.clip_g.transformer.", ""}, clipG),
 			t5xxl("text_encoder_3", "lora_te3_"),
 		}}
 	}
@@ -49,20 +49,20 @@ func diffusionFamilies() []*DiffusionFamily {
 	return []*DiffusionFamily{
 		{"sd15", []*DiffusionComponent{
 			denoiser("sd15_unet", "unet", Renamed, unet{channels: 320, mult: []int64{1, 2, 4, 4}, depth: []int{1, 1, 1, 0}, mid: 1, context: 768, convolved: true}.modules()),
-			text("sd15_clip_l", "text_encoder", []string{"lora_te_", "lora_te1_"}, []string{"cond_stage_model.transformer.", ""}, Renamed, l),
+			text("sd15_clip_l", "clip_l.transformer.", "text_encoder", []string{"lora_te_", "lora_te1_"}, []string{"cond_stage_model.transformer.", ""}, l),
 		}},
 		{"sd2", []*DiffusionComponent{
 			denoiser("sd2_unet", "unet", Renamed, unet{channels: 320, mult: []int64{1, 2, 4, 4}, depth: []int{1, 1, 1, 0}, mid: 1, context: 1024}.modules()),
-			text("sd2_openclip_h", "text_encoder", []string{"lora_te_", "lora_te1_"}, []string{"cond_stage_model.model."}, Renamed, h),
+			text("sd2_openclip_h", "clip_h.transformer.", "text_encoder", []string{"lora_te_", "lora_te1_"}, []string{"cond_stage_model.model."}, h),
 		}},
 		{"sdxl", []*DiffusionComponent{
 			denoiser("sdxl_unet", "unet", Original, unet{channels: 320, mult: []int64{1, 2, 4}, depth: []int{0, 2, 10}, mid: 10, context: 2048, label: 2816}.modules()),
-			text("sdxl_clip_l", "text_encoder", te1, []string{"conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer.", ""}, Renamed, l),
-			text("sdxl_openclip_g", "text_encoder_2", []string{"lora_te2_"}, []string{"conditioner.embedders.1.model.", "text_encoders.clip_g.transformer."}, Renamed, g),
+			text("sdxl_clip_l", "clip_l.transformer.", "text_encoder", te1, []string{"conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer.", ""}, l),
+			text("sdxl_openclip_g", "clip_g.transformer.", "text_encoder_2", []string{"lora_te2_"}, []string{"conditioner.embedders.1.model.", "text_encoders.clip_g.transformer."}, g),
 		}},
 		{"sdxl-refiner", []*DiffusionComponent{
 			denoiser("sdxl_refiner_unet", "unet", Original, unet{channels: 384, mult: []int64{1, 2, 4, 4}, depth: []int{0, 4, 4, 0}, mid: 4, context: 1280, label: 2560}.modules()),
-			text("refiner_openclip_g", "text_encoder_2", []string{"lora_te2_", "lora_te_"}, []string{"conditioner.embedders.0.model."}, Renamed, g),
+			text("refiner_openclip_g", "clip_g.transformer.", "text_encoder_2", []string{"lora_te2_", "lora_te_"}, []string{"conditioner.embedders.0.model."}, g),
 		}},
 		sd3("sd3-medium", 24, 0),
 		sd3("sd3.5-medium", 24, 13),
@@ -84,7 +84,7 @@ func diffusionFamilies() []*DiffusionFamily {
 		{"lumina2", []*DiffusionComponent{denoiser("lumina2", "transformer", Original, lumina2(26, 2304, 768, 9216))}},
 		{"anima", []*DiffusionComponent{
 			denoiser("anima", "transformer", Original, anima(28, 2048, 1024)),
-			text("qwen3_06b", "text_encoder", []string{"lora_te_", "lora_te1_"}, []string{"text_encoders.qwen3_06b.transformer.model.", "model.", ""}, Renamed, qwen3(28, 1024, 2048, 1024, 3072)),
+			text("qwen3_06b", "qwen3_06b.transformer.model.", "text_encoder", []string{"lora_te_", "lora_te1_"}, []string{"text_encoders.qwen3_06b.transformer.model.", "model.", ""}, qwen3(28, 1024, 2048, 1024, 3072)),
 		}},
 	}
 }

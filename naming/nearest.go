@@ -131,3 +131,9 @@ func distance(a, b string, bound int) int {
 	}
 	return row[len(b)]
 }
+
+// Nearest returns at most three of the names, those most like the wanted one, nearest first.
+func Nearest(names []string, want string) []string {
+	x := nameIndex{names: func() []string { return names }}
+	return x.nearest(want)
+}

@@ -1,0 +1,205 @@
+package diffusion
+
+import (
+	"math"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
+)
+
+// fuse makes one update of a fused module from those of its parts. Parts without one get zero rows. Where
+// all have the same A it stays, with B's on top of one another; otherwise the A's are stacked and the B's
+// stand on the diagonal. Where the parts' scales differ they are folded into B.
+func fuse(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, error) {
+	var have []*adapter.Update
+	var rows int64 // of the whole
+	total := int64(0)
+	for p := range parts {
+		total += m.Parts[p].Rows
+	}
+	for p := range parts {
+		if u := &parts[p]; u.Kind != "" {
+			have = append(have, u)
+			whole := u.B.Rows * total / m.Parts[p].Rows
+			if _, n, ok := m.Slice(p, whole); !ok || n != u.B.Rows || rows != 0 && rows != whole {
+				return nil, (&adapter.Adapter{}).Refuse(u, "the parts of %q have rows in other proportions", m.Original)
+			}
+			rows = whole
+		}
+	}
+	if len(have) == 0 {
+		return &adapter.Update{}, nil
+	}
+	shared, even := true, true
+	for _, u := range have[1:] {
+		same, err := sameValues(have[0].A, u.A)
+		if err != nil {
+			return nil, err
+		}
+		shared = shared && same
+		even = even && u.Scale.Value == have[0].Scale.Value
+	}
+	out := *have[0]
+	out.Tensors = nil
+	for _, u := range have {
+		out.Tensors = append(out.Tensors, u.Tensors...)
+	}
+	rank := have[0].A.Rows
+	if !shared {
+		rank = 0
+		var as []adapter.Factor
+		for _, u := range have {
+			rank += u.A.Rows
+			as = append(as, u.A)
+		}
+		out.A = adapter.Stacked(as...)
+	}
+	if !even {
+		out.Scale = adapter.Scale{Value: 1, Source: "folded"}
+	}
+	type piece struct {
+		row, col int64
+		b        adapter.Factor
+	}
+	var pieces []piece
+	kind := have[0].B.DType
+	column := int64(0)
+	for p := range parts {
+		u := &parts[p]
+		if u.Kind == "" {
+			continue
+		}
+		first, _, _ := m.Slice(p, rows)
+		b := u.B
+		if !even {
+			b = b.Scaled(u.Scale.Value)
+		}
+		if u.B.DType != kind {
+			kind = tensor.Invalid
+		}
+		pieces = append(pieces, piece{first, column, b})
+		if !shared {
+			column += b.Cols
+		}
+	}
+	out.Rank = int(rank)
+	out.Scale.Rank, out.Scale.Alpha = out.Rank, out.Scale.Value*float64(rank)
+	if shared && even {
+		out.Scale = have[0].Scale
+	}
+	out.B = adapter.FromFunc(rows, rank, func() ([]float32, error) {
+		v := make([]float32, rows*rank)
+		for _, p := range pieces {
+			x, err := p.b.Load()
+			if err != nil {
+				return nil, err
+			}
+			for i := range p.b.Rows {
+				copy(v[(p.row+i)*rank+p.col:], x[i*p.b.Cols:(i+1)*p.b.Cols])
+			}
+		}
+		return v, nil
+	})
+	out.B.DType = kind
+	return &out, nil
+}
+
+// fuseBias makes one bias of a fused module from those of its parts.
+func fuseBias(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, error) {
+	low := make([]adapter.Update, len(parts))
+	for i, u := range parts {
+		if u.Kind != "" {
+			low[i] = u
+			v := u.Value.Scaled(u.Scale.Value)
+			v.Rows, v.Cols, v.DType = v.Rows*v.Cols, 1, u.Value.DType
+			low[i].Scale, low[i].B = adapter.Scale{Value: 1}, v
+			low[i].A = adapter.FromValues(1, 1, []float32{1})
+		}
+	}
+	u, err := fuse(m, low)
+	if err != nil || u.Kind == "" {
+		return u, err
+	}
+	u.Value = u.B
+	u.Value.Rows, u.Value.Cols = 1, u.B.Rows
+	return u, nil
+}
+
+// swapBack brings the halves of an update's rows into the original checkpoint's order.
+func swapBack(u *adapter.Update) {
+	if u.Kind != "" {
+		rows := outputs(u)
+		gather(u, rows, func(i int64) int64 { return (i + rows/2) % rows })
+	}
+}
+
+// trim undoes a block-diagonal B: parts that share an A and use only some of its rows keep those.
+func trim(parts []adapter.Update) error {
+	var first *tensor.Tensor
+	shared := false
+	for _, u := range parts {
+		t := u.A.Stored
+		switch {
+		case t == nil:
+		case first == nil:
+			first = t
+		default:
+			shared = shared || t.Src == first.Src && t.Off == first.Off
+		}
+	}
+	if !shared {
+		return nil
+	}
+	for p := range parts {
+		u := &parts[p]
+		if u.Kind == "" {
+			continue
+		}
+		b, err := u.B.Load()
+		if err != nil {
+			return err
+		}
+		used := make([]bool, u.B.Cols)
+		for i, x := range b {
+			if x != 0 {
+				used[int64(i)%u.B.Cols] = true
+			}
+		}
+		var keep []int64
+		for c, yes := range used {
+			if yes {
+				keep = append(keep, int64(c))
+			}
+		}
+		n := int64(len(keep))
+		if n == 0 || n == u.B.Cols {
+			continue
+		}
+		index := func(i int64) int64 { return keep[i] }
+		u.A = u.A.GatherRows(n, index)
+		u.B = u.B.Transpose().GatherRows(n, index).Transpose()
+		u.Rank = int(n)
+		u.Scale.Rank, u.Scale.Alpha = u.Rank, u.Scale.Value*float64(n)
+	}
+	return nil
+}
+
+// fold puts a scale into the factors. Its power of two is shared between them, so that small types keep
+// their range; the rest goes into B, with one rounding where it is not 1.
+func fold(a, b adapter.Factor, s float64) (adapter.Factor, adapter.Factor) {
+	if s == 1 || s == 0 || math.IsInf(s, 0) || math.IsNaN(s) {
+		return a, scaled(b, s)
+	}
+	fraction, exponent := math.Frexp(s) // s = fraction·2^exponent, fraction in ±[0.5, 1)
+	fraction, exponent = 2*fraction, exponent-1
+	half := exponent / 2
+	return scaled(a, math.Ldexp(1, half)), scaled(b, math.Ldexp(fraction, exponent-half))
+}
+
+// scaled keeps the type that the result is written in.
+func scaled(f adapter.Factor, s float64) adapter.Factor {
+	g := f.Scaled(s)
+	g.DType = f.DType
+	return g
+}

@@ -1,0 +1,399 @@
+package diffusion
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
+)
+
+// memory puts weights into tensors of one file.
+func memory(t *testing.T, weights []adapter.Weight) []tensor.Tensor {
+	t.Helper()
+	var data []byte
+	out := make([]tensor.Tensor, len(weights))
+	for i, w := range weights {
+		b, err := w.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = tensor.Tensor{Spec: w.Spec, Off: int64(len(data)), Size: int64(len(b))}
+		data = append(data, b...)
+	}
+	src := bytes.NewReader(data)
+	for i := range out {
+		out[i].Src = src
+	}
+	return out
+}
+
+// weight is a tensor of distinct values with few bits.
+func weight(r *rand.Rand, name string, shape ...int64) adapter.Weight {
+	n, cols := int64(1), int64(1)
+	for i, d := range shape {
+		n *= d
+		if i > 0 {
+			cols *= d
+		}
+	}
+	v := make([]float32, n)
+	for i := range v {
+		v[i] = float32(r.IntN(2001)-1000) / 1024
+	}
+	return adapter.Weight{Spec: tensor.Spec{Name: name, DType: tensor.F32, Shape: shape}, Values: adapter.FromValues(n/cols, cols, v)}
+}
+
+func alphaTensor(name string, v float32) adapter.Weight {
+	return adapter.Weight{Spec: tensor.Spec{Name: name, DType: tensor.F32, Shape: tensor.Shape{}}, Values: adapter.FromValues(1, 1, []float32{v})}
+}
+
+// deltas are the updates as dense matrices, by target.
+func deltas(t *testing.T, a *adapter.Adapter) map[string][]float64 {
+	t.Helper()
+	out := map[string][]float64{}
+	for _, u := range a.Updates {
+		if out[u.Target.String()] != nil {
+			t.Fatalf("%s comes twice", u.Target)
+		}
+		out[u.Target.String()] = delta(t, &u)
+	}
+	return out
+}
+
+func delta(t *testing.T, u *adapter.Update) []float64 {
+	t.Helper()
+	if u.Kind != adapter.LowRank {
+		v, err := u.Value.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := make([]float64, len(v))
+		for i, x := range v {
+			d[i] = float64(x) * u.Scale.Value
+		}
+		return d
+	}
+	a, err := u.A.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := u.B.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return product(b, a, int(u.B.Rows), int(u.A.Rows), int(u.A.Cols), u.Scale.Value)
+}
+
+func product(b, a []float32, n, r, m int, s float64) []float64 {
+	d := make([]float64, n*m)
+	for i := range n {
+		for k := range r {
+			for j := range m {
+				d[i*m+j] += float64(b[i*r+k]) * float64(a[k*m+j])
+			}
+		}
+	}
+	for i := range d {
+		d[i] *= s
+	}
+	return d
+}
+
+// same compares updates. Rounding is the error relative to each factor that folding a scale may leave.
+func same(t *testing.T, got, want map[string][]float64, rounding float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Errorf("%d updates, expected %d", len(got), len(want))
+	}
+	for target, w := range want {
+		g := got[target]
+		if len(g) != len(w) {
+			t.Fatalf("%s: %d values, expected %d", target, len(g), len(w))
+		}
+		for i := range w {
+			if math.Abs(g[i]-w[i]) > rounding {
+				t.Fatalf("%s: value %d is %v, expected %v", target, i, g[i], w[i])
+			}
+		}
+	}
+}
+
+// units is a module's size in a model so small that each part has two rows a share.
+func units(m *naming.DiffusionModule) (rows []int64, in int64) {
+	total := int64(0)
+	for _, p := range m.Parts {
+		total += p.Rows
+	}
+	for p := range m.Parts {
+		whole := total
+		for whole%2 == 0 { // the fewest rows that still divide, but an even number
+			if _, _, ok := m.Slice(p, whole/2); !ok {
+				break
+			}
+			whole /= 2
+		}
+		_, n, _ := m.Slice(p, 2*whole)
+		rows = append(rows, n)
+	}
+	return rows, 3
+}
+
+// synthetic is an adapter of a family, one update for every module of diffusers. shared gives the parts of
+// fused modules one A.
+func synthetic(family *naming.DiffusionFamily, scale adapter.Scale, shared bool) *adapter.Adapter {
+	r := rand.New(rand.NewPCG(1, 2))
+	a := &adapter.Adapter{Path: "synthetic", Space: naming.Diffusers, Arch: family.Name}
+	for _, c := range family.Components {
+		last := 0
+		for _, m := range c.Modules {
+			last = max(last, blockOf(m.Original))
+		}
+		for i := range c.Modules {
+			m := &c.Modules[i]
+			// Of many equal blocks the first two and the last are enough, of text encoders one.
+			if b := blockOf(m.Original); m.Kind == "norm" || b > 0 && c != family.Denoiser() || last > 12 && b > 1 && b < last {
+				continue
+			}
+			rows, in := units(m)
+			layer := adapter.Linear
+			for _, k := range m.Shape[2:] {
+				in *= k
+				layer = adapter.Conv
+			}
+			first := weight(r, "", 2, in).Values
+			for p, part := range m.Parts {
+				f := first
+				if !shared && p > 0 {
+					f = weight(r, "", 2, in).Values
+				}
+				a.Updates = append(a.Updates, adapter.Update{
+					Target: adapter.Target{Module: c.Folder + "." + part.Module, Param: "weight"}, Kind: adapter.LowRank, Layer: layer,
+					Rank: 2, Scale: scale, A: f, B: weight(r, "", rows[p], 2).Values,
+				})
+			}
+		}
+	}
+	return a
+}
+
+// blockOf is the first number in a path.
+func blockOf(path string) (n int) {
+	for c := range strings.SplitSeq(path, ".") {
+		if _, err := fmt.Sscan(c, &n); err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
+// TestPairs sends synthetic adapters of every family through every ordered pair of dialects that can be
+// written, and back. ΔW stays exact where scales are powers of two, and within a rounding of float32
+// where another one is folded into a factor.
+func TestPairs(t *testing.T) {
+	var written []string
+	for _, d := range Dialects {
+		if d.Writes() {
+			written = append(written, d.Name)
+		}
+	}
+	half := adapter.Scale{Value: 0.5, Alpha: 1, Rank: 2}
+	third := adapter.Scale{Value: 1.0 / 3, Alpha: 2.0 / 3, Rank: 2}
+	for _, f := range naming.DiffusionFamilies() {
+		for _, c := range []struct {
+			name     string
+			scale    adapter.Scale
+			shared   bool
+			rounding float64
+		}{{"exact", half, false, 0}, {"shared", half, true, 0}, {"folded", third, false, 1e-6}} {
+			t.Run(f.Name+"/"+c.name, func(t *testing.T) {
+				a := synthetic(f, c.scale, c.shared)
+				want := deltas(t, a)
+				through := func(a *adapter.Adapter, to string) (*adapter.Adapter, []tensor.Tensor) {
+					files, err := Encode(a, to, EncodeOptions{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					tensors := memory(t, files.Weights)
+					b, err := Decode("file", "file", tensors, files.Metadata, Options{})
+					if err != nil {
+						t.Fatalf("%s: %v", to, err)
+					}
+					if b.Dialect != to {
+						t.Errorf("%s is read as %s", to, b.Dialect)
+					}
+					return b, tensors
+				}
+				for _, x := range written {
+					from, before := through(a, x)
+					same(t, deltas(t, from), want, c.rounding)
+					for _, y := range written {
+						to, _ := through(from, y)
+						same(t, deltas(t, to), want, c.rounding)
+						back, after := through(to, x)
+						same(t, deltas(t, back), want, c.rounding)
+						if names(before) != names(after) {
+							t.Errorf("%s, %s and back: other tensors than before", x, y)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// names are the names and shapes of tensors, sorted.
+func names(tensors []tensor.Tensor) string {
+	var out []string
+	for _, x := range tensors {
+		out = append(out, fmt.Sprint(x.Name, x.Shape))
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n")
+}
+
+// TestTables builds kohya files from the rows of the corpus's tables and computes with the tables alone
+// what they change in the modules of diffusers.
+func TestTables(t *testing.T) {
+	corpus := os.Getenv("LORATOOL_CORPUS")
+	if corpus == "" {
+		t.Skip("LORATOOL_CORPUS is not set")
+	}
+	files, _ := filepath.Glob(filepath.Join(corpus, "keys", "*.tsv"))
+	tables := 0
+	for _, file := range files {
+		if strings.HasPrefix(filepath.Base(file), "ait_") {
+			continue
+		}
+		tables++
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".tsv"), func(t *testing.T) { checkTable(t, file) })
+	}
+	if tables < 20 {
+		t.Errorf("%d tables", tables)
+	}
+}
+
+type row struct{ kohya, diffusers, shape, slice, note string }
+
+func checkTable(t *testing.T, file string) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fused := map[string][]row{}
+	var order []string
+	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n")[1:] {
+		f := append(strings.Split(line, "\t"), "")
+		if f[3] == "norm" {
+			continue
+		}
+		if fused[f[0]] == nil {
+			order = append(order, f[0])
+		}
+		fused[f[0]] = append(fused[f[0]], row{f[0], f[1], f[4], f[5], f[7]})
+	}
+	const rank, alpha = 2, 5
+	r := rand.New(rand.NewPCG(3, 4))
+	var weights []adapter.Weight
+	want := map[string][]float64{}
+	for _, name := range order {
+		rows := fused[name]
+		// A thirty-second of the real rows, and two columns for each input channel's kernel.
+		total, kernel := int64(0), int64(1)
+		var dims []int64
+		for _, x := range rows {
+			dims = nil
+			for d := range strings.SplitSeq(x.shape, "x") {
+				var n int64
+				fmt.Sscan(d, &n)
+				dims = append(dims, n)
+			}
+			total += dims[0]
+		}
+		var ones []int64
+		for _, k := range dims[2:] {
+			kernel *= k
+			ones = append(ones, 1)
+		}
+		shrink := int64(32)
+		if total < 64 {
+			shrink = 1
+		}
+		out, in := total/shrink, 2*kernel
+		a, bw := weight(r, name+".lora_down.weight", append([]int64{rank, 2}, dims[2:]...)...), weight(r, name+".lora_up.weight", append([]int64{out, rank}, ones...)...)
+		weights = append(weights, a, bw, alphaTensor(name+".alpha", alpha))
+		av, _ := a.Values.Load()
+		bv, _ := bw.Values.Load()
+		whole := product(bv, av, int(out), rank, int(in), float64(alpha)/rank)
+		for _, x := range rows {
+			first, n := int64(0), out
+			if x.slice != "" && len(rows) > 1 {
+				var dim int64
+				fmt.Sscanf(x.slice, "%d:%d:%d", &dim, &first, &n)
+				first, n = first/shrink, n/shrink
+			}
+			part := whole[first*in : (first+n)*in]
+			if strings.Contains(strings.ToLower(x.note), "swap") {
+				part = slices.Concat(part[len(part)/2:], part[:len(part)/2])
+			}
+			want[x.diffusers+".weight"] = part
+		}
+	}
+	tensors := memory(t, weights)
+	a, err := Decode("file", "file", tensors, nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A text encoder alone may be any family's: compare what follows the component.
+	strip := strings.HasPrefix(order[0], "lora_te")
+	got, wanted := deltas(t, a), want
+	if strip {
+		got, wanted = tails(got), tails(want)
+	}
+	same(t, got, wanted, 0)
+	files, err := Encode(a, "diffusers", EncodeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Decode("file", "file", memory(t, files.Weights), files.Metadata, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := Encode(d, "kohya", EncodeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := memory(t, k.Weights)
+	slices.SortFunc(back, func(x, y tensor.Tensor) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(tensors, func(x, y tensor.Tensor) int { return cmp.Compare(x.Name, y.Name) })
+	if !strip && names(back) != names(tensors) {
+		t.Error("the file comes back with other tensors")
+	}
+	again, err := Decode("file", "file", back, k.Metadata, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = deltas(t, again)
+	if strip {
+		got = tails(got)
+	}
+	same(t, got, wanted, 1e-6)
+}
+
+func tails(m map[string][]float64) map[string][]float64 {
+	out := map[string][]float64{}
+	for k, v := range m {
+		_, k, _ = strings.Cut(k, ".")
+		out[k] = v
+	}
+	return out
+}
