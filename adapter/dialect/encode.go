@@ -1,18 +1,13 @@
 package dialect
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/gguflora"
-	"github.com/loratool/loratool/adapter/mlx"
-	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
-	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/naming"
@@ -124,58 +119,4 @@ func (t Target) folder(stem, configName string, config []byte, weights []adapter
 		return nil, err
 	}
 	return &Output{Layout: l, Weights: weights}, nil
-}
-
-func encodePEFT(a *adapter.Adapter, t Target) (*Output, error) {
-	if err := t.plainFloats(a, "a PEFT adapter"); err != nil {
-		return nil, err
-	}
-	f, err := peft.Encode(a, peft.EncodeOptions{DType: t.DType, BaseModel: a.BaseModel})
-	if err != nil {
-		return nil, err
-	}
-	return t.folder("adapter_model", peft.ConfigName, f.Config, f.Weights)
-}
-
-func encodeGGUF(a *adapter.Adapter, t Target) (*Output, error) {
-	g, err := t.geometry(a)
-	if err != nil {
-		return nil, err
-	}
-	name := filepath.Base(filepath.Clean(a.Path))
-	if st, err := os.Stat(a.Path); err == nil && !st.IsDir() {
-		abs, err := filepath.Abs(a.Path)
-		if err != nil {
-			return nil, err
-		}
-		name = filepath.Base(filepath.Dir(abs))
-	}
-	f, err := gguflora.Encode(a, gguflora.Options{Arch: g.Arch, HP: g.HP, Tied: g.Tied, SkipTied: t.AllowUnmatched, DType: t.DType, Name: gguflora.NameOf(name)})
-	if err != nil {
-		return nil, err
-	}
-	l, err := gguf.NewLayout(f.Header, specsOf(f.Weights), layout.Options{Name: t.Name})
-	if err != nil {
-		return nil, err
-	}
-	return &Output{Layout: l, Weights: f.Weights, Findings: f.Findings}, nil
-}
-
-func encodeMLX(a *adapter.Adapter, t Target) (*Output, error) {
-	if err := t.plainFloats(a, "an MLX adapter"); err != nil {
-		return nil, err
-	}
-	opt := mlx.Options{DType: t.DType}
-	if t.Base != "" {
-		g, err := t.geometry(a)
-		if err != nil {
-			return nil, err
-		}
-		opt.Experts = g.HP.Experts
-	}
-	f, err := mlx.Encode(a, opt)
-	if err != nil {
-		return nil, err
-	}
-	return t.folder("adapters", mlx.ConfigName, f.Config, f.Weights)
 }

@@ -3,9 +3,15 @@ package dialect
 import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/evidence"
+	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/adapter/mlx"
+	"github.com/loratool/loratool/adapter/nemo"
+	"github.com/loratool/loratool/adapter/openvino"
+	"github.com/loratool/loratool/adapter/ort"
 	"github.com/loratool/loratool/adapter/peft"
+	"github.com/loratool/loratool/adapter/torchtune"
+	"github.com/loratool/loratool/adapter/trtllm"
 )
 
 // table is the list of dialects. A new one is a package below adapter/ and an entry here.
@@ -33,6 +39,41 @@ func table() []Dialect {
 			Detect: peft.Evidence,
 			Open:   func(path string, opt Options) (*adapter.Adapter, error) { return peft.Open(path, opt.PEFT) },
 			Encode: encodePEFT,
+		},
+		{
+			Name: "torchtune", Title: "a torchtune file",
+			Detect: torchtune.Detect,
+			Open: func(path string, opt Options) (*adapter.Adapter, error) {
+				return torchtune.Open(path, func() (*geometry.Geometry, error) { return opt.geometry(path) })
+			},
+			Encode: encodeTorchtune,
+		},
+		{
+			Name: "ort", Title: "an .onnx_adapter",
+			Detect: ort.Detect,
+			Open:   func(path string, _ Options) (*adapter.Adapter, error) { return ort.Open(path) },
+			Encode: encodeORT,
+		},
+		{
+			Name: "trtllm", Title: "a TensorRT-LLM pair of .npy files",
+			Detect: trtllm.Detect,
+			Open: func(path string, opt Options) (*adapter.Adapter, error) {
+				return trtllm.Open(path, func() (*geometry.Geometry, error) { return opt.geometry(path) })
+			},
+			Encode: encodeTRTLLM,
+		},
+		{
+			Name: "nemo", Title: "a .nemo archive",
+			Detect: nemo.Detect,
+			Open: func(path string, opt Options) (*adapter.Adapter, error) {
+				return nemo.Open(path, func() (*geometry.Geometry, error) { return opt.geometry(path) })
+			},
+		},
+		{
+			Name: "openvino", Title: "an OpenVINO GenAI file",
+			Detect: openvino.Detect,
+			Open:   func(path string, _ Options) (*adapter.Adapter, error) { return openvino.Open(path) },
+			Encode: encodeOpenVINO,
 		},
 	}
 }

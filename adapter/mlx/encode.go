@@ -179,14 +179,11 @@ func (e *encoder) stack(name string, s *stack) error {
 			as[i].DType, bs[i].DType = like.A.DType, like.B.DType
 			continue
 		}
-		b := u.B
+		a, b := u.PaddedRank(r)
 		if s.half > 0 {
 			b = b.SliceRows(int64(s.half-1)*out, out)
 		}
-		as[i] = u.A.Padded(r)
-		if bs[i] = b.Scaled(u.Scale.Value / e.scale); b.Cols < r {
-			bs[i] = bs[i].Transpose().Padded(r).Transpose()
-		}
+		as[i], bs[i] = a, b.Scaled(u.Scale.Value/e.scale)
 	}
 	e.use(name, rank)
 	e.add(name+".lora_a", tensor.Shape{s.experts, r, in}, adapter.Stacked(as...))

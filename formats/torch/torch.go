@@ -51,6 +51,16 @@ func Open(path string) (*Model, error) {
 	return m, nil
 }
 
+// OpenAt is Open for a checkpoint that is a section of another file, which path names: size bytes of r.
+// Close does nothing.
+func OpenAt(path string, r io.ReaderAt, size int64) (*Model, error) {
+	m := &Model{path: path, file: io.NewSectionReader(r, 0, size), closer: io.NopCloser(nil)}
+	if err := m.load(size); err != nil {
+		return nil, withHint(path, err)
+	}
+	return m, nil
+}
+
 func unreadable(path string, err error) error {
 	if f := finding.Of(err); f != nil {
 		return f
