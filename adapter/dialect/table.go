@@ -16,6 +16,11 @@ import (
 
 // table is the list of dialects. A new one is a package below adapter/ and an entry here.
 func table() []Dialect {
+	return append(textModels(), pipelines()...)
+}
+
+// textModels are the dialects in the names of Hugging Face.
+func textModels() []Dialect {
 	return []Dialect{
 		{
 			Name: "gguf", Title: "a GGUF LoRA",

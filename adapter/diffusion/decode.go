@@ -22,8 +22,9 @@ import (
 
 // Options say what a file cannot.
 type Options struct {
-	// Base are the base's module names: of a family without a table here they explain flattened names.
-	Base []string
+	// Base lists the base's module names: of a family without a table here they explain flattened names. It is
+	// asked when they are needed, and nil where there is no base at hand.
+	Base func() ([]string, error)
 	// AllowUnmatched turns modules that the family does not know into a warning.
 	AllowUnmatched bool
 }

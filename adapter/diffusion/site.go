@@ -157,8 +157,12 @@ func choose(sites []*site) (family *naming.DiffusionFamily, known int) {
 // does not know them all, by the base's own names.
 func (d *decoder) resolve() error {
 	family, known := choose(d.sites)
-	if known < len(d.sites) && len(d.opt.Base) > 0 {
-		return d.byVocabulary()
+	if known < len(d.sites) && d.opt.Base != nil {
+		base, err := d.opt.Base()
+		if err != nil {
+			return err
+		}
+		return d.byVocabulary(base)
 	}
 	if family == nil {
 		return d.unknown(d.sites, nil)
@@ -222,10 +226,10 @@ func nearest(f *naming.DiffusionFamily, s *site) string {
 }
 
 // byVocabulary finds the sites among the base's modules. A flattened name must fit exactly one of them.
-func (d *decoder) byVocabulary() error {
+func (d *decoder) byVocabulary(base []string) error {
 	flat := map[string][]string{}
 	dotted := map[string]bool{}
-	for _, module := range d.opt.Base {
+	for _, module := range base {
 		for _, p := range []string{"model.diffusion_model.", "diffusion_model.", ""} {
 			if name, ok := strings.CutPrefix(module, p); ok {
 				if f := naming.Flatten(name); !slices.Contains(flat[f], module) {
@@ -252,7 +256,7 @@ func (d *decoder) byVocabulary() error {
 	}
 	if len(missing) > 0 {
 		f := finding.Of(d.unknown(missing, nil))
-		near := naming.Nearest(d.opt.Base, missing[0].body)
+		near := naming.Nearest(base, missing[0].body)
 		return f.Expected(fmt.Sprintf("%q", missing[0].body), fmt.Sprintf("modules of the base, such as %q", near)).Hinted("the adapter belongs to another base")
 	}
 	return nil
