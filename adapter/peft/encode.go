@@ -124,8 +124,8 @@ func (e *encoder) add(name string, shape tensor.Shape, f adapter.Factor) {
 	t := e.opt.DType
 	if t == tensor.Invalid {
 		t = tensor.F32
-		if f.Stored != nil {
-			t = f.Stored.DType
+		if f.DType.IsFloat() {
+			t = f.DType
 		}
 	}
 	e.weights = append(e.weights, adapter.Weight{Spec: tensor.Spec{Name: prefix + name, DType: t, Shape: shape}, Values: f})

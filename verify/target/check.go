@@ -1,0 +1,205 @@
+package target
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/dialect"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/naming"
+)
+
+// Loads says what the target does with an adapter's files as they are: everything Check finds, and what a
+// conversion would repair.
+func (t *Target) Loads(a *adapter.Adapter) []finding.Finding {
+	c := checker{t: t, a: a}
+	if a.Dialect != t.Dialect {
+		c.add(finding.Error, "dialect", "%s reads adapters of the dialect %s", t.Title, t.Dialect).Expected(a.Dialect, t.Dialect).
+			Hinted("convert --for " + t.Name + " writes it")
+	} else if t.OneScale {
+		c.scales()
+	}
+	return append(c.findings, t.Check(a)...)
+}
+
+// Check says what the target cannot do with an adapter in whatever form: limits of ranks, kinds of updates,
+// modules that must come together. An empty list is a clean bill.
+func (t *Target) Check(a *adapter.Adapter) []finding.Finding {
+	c := checker{t: t, a: a}
+	c.kinds()
+	c.ranks()
+	c.groups()
+	return c.findings
+}
+
+type checker struct {
+	t        *Target
+	a        *adapter.Adapter
+	findings []finding.Finding
+}
+
+func (c *checker) add(level finding.Level, reason, format string, args ...any) *finding.Finding {
+	f := finding.Errorf("target."+reason, c.a.Path, format, args...)
+	f.Level = level
+	c.findings = append(c.findings, *f)
+	return &c.findings[len(c.findings)-1]
+}
+
+const merge = "merge the adapter into the base instead"
+
+// kinds reports each kind of update that the target cannot apply, once.
+func (c *checker) kinds() {
+	t := c.t
+	for _, k := range []struct {
+		allowed      bool
+		reason, what string
+		is           func(u *adapter.Update) bool
+	}{
+		{t.DoRA, "dora", "applies no DoRA magnitudes", func(u *adapter.Update) bool { return u.Kind == adapter.DoRA }},
+		{t.Replaced, "saved_modules", "replaces no whole parameters (modules_to_save, trained biases)", func(u *adapter.Update) bool {
+			return u.Kind == adapter.Replace && !(t.Dialect == "gguf" && strings.Contains(u.Module, "norm"))
+		}},
+		{t.Rows, "token_rows", "replaces no trained token rows", func(u *adapter.Update) bool { return u.Kind == adapter.Rows }},
+		{t.Bias, "bias", "adds no bias of lora_B", func(u *adapter.Update) bool { return u.Kind == adapter.Bias }},
+		{t.Embeddings, "embedding", "adapts no embeddings", func(u *adapter.Update) bool { return u.Layer == adapter.Embedding && u.Kind == adapter.LowRank }},
+		{t.Convolutions, "convolution", "adapts no convolutions", func(u *adapter.Update) bool { return u.Layer == adapter.Conv }},
+		{t.Stacks, "experts", "adapts no experts that are stacked in one parameter", func(u *adapter.Update) bool { return u.Experts > 0 }},
+	} {
+		n, first := 0, ""
+		for i := range c.a.Updates {
+			if u := &c.a.Updates[i]; !k.allowed && k.is(u) {
+				if n == 0 {
+					first = u.Target.String()
+				}
+				n++
+			}
+		}
+		if n > 0 {
+			c.add(finding.Error, k.reason, "%s %s; the adapter has %d, the first of %q", t.Title, k.what, n, first).Hinted(merge)
+		}
+	}
+	others := map[adapter.Kind]bool{adapter.LowRank: true, adapter.DoRA: true, adapter.Replace: true, adapter.Rows: true, adapter.Bias: true}
+	for i := range c.a.Updates {
+		if u := &c.a.Updates[i]; !others[u.Kind] {
+			others[u.Kind] = true
+			c.add(finding.Error, "kind", "%s applies no updates of kind %q", t.Title, u.Kind).Hinted(merge + ", or convert to low rank first")
+		}
+	}
+}
+
+func (c *checker) ranks() {
+	rank, module := 0, ""
+	for _, u := range c.a.Updates {
+		if (u.Kind == adapter.LowRank || u.Kind == adapter.DoRA) && u.Rank > rank {
+			rank, module = u.Rank, u.Module
+		}
+	}
+	allowed := rank
+	if n := len(c.t.Ranks); n > 0 {
+		i, _ := slices.BinarySearch(c.t.Ranks, rank)
+		if i == n {
+			c.add(finding.Error, "rank", "%s loads no ranks that high", c.t.Title).Expected(fmt.Sprintf("%d (%s)", rank, module), fmt.Sprintf("at most %d", c.t.Ranks[n-1])).
+				Hinted("resize the adapter, or merge it")
+			return
+		}
+		allowed = c.t.Ranks[i]
+	}
+	if c.t.Default > 0 && rank > c.t.Default {
+		c.add(finding.Warning, "rank", "%s loads the rank only if it is told to", c.t.Title).Expected(fmt.Sprintf("%d (%s)", rank, module), fmt.Sprintf("at most %d by default", c.t.Default)).
+			Hinted(fmt.Sprintf("start it with %s %d", c.t.Option, allowed))
+	}
+}
+
+// groups reports layers in which only some of the modules that belong together are adapted.
+func (c *checker) groups() {
+	if c.a.Space != naming.HF {
+		return
+	}
+	for _, g := range c.t.Groups {
+		has := map[string][]string{}
+		var order []string
+		for _, u := range c.a.Updates {
+			i := strings.LastIndexByte(u.Module, '.')
+			if leaf := u.Module[i+1:]; u.Kind == adapter.LowRank && slices.Contains(g, leaf) {
+				if parent := u.Module[:max(i, 0)]; has[parent] == nil {
+					order = append(order, parent)
+				}
+				has[u.Module[:max(i, 0)]] = append(has[u.Module[:max(i, 0)]], leaf)
+			}
+		}
+		for _, parent := range order {
+			if len(has[parent]) < len(g) {
+				c.add(c.t.Level, "incomplete_group", "%s needs all of %s or none of them", c.t.Title, strings.Join(g, ", ")).
+					Expected(fmt.Sprintf("only %s of %q", strings.Join(has[parent], ", "), parent), "all").
+					Hinted("train all of them; an untrained one is a pair of zeros")
+				break
+			}
+		}
+	}
+}
+
+// scales reports modules whose scale the target would not use.
+func (c *checker) scales() {
+	first, n := -1, 0
+	for i, u := range c.a.Updates {
+		switch {
+		case u.Kind != adapter.LowRank:
+		case first < 0:
+			first = i
+		case u.Scale.Value != c.a.Updates[first].Scale.Value:
+			n++
+		}
+	}
+	if n > 0 {
+		u := c.a.Updates[first]
+		c.add(finding.Error, "scale", "%s takes one scale from lora_alpha and r and ignores patterns; %d modules have another than %q", c.t.Title, n, u.Module).
+			Hinted("convert --for " + c.t.Name + " writes one rank and one alpha, with the same ΔW")
+	}
+}
+
+// Encode lays an adapter out for the target. Where it takes one scale, ranks are filled up with zeros to
+// the largest, and scales that differ go into lora_B, so that no pattern is needed.
+func (t *Target) Encode(a *adapter.Adapter, to dialect.Target) (*dialect.Output, error) {
+	for _, f := range t.Check(a) {
+		if f.Level == finding.Error {
+			return nil, &f
+		}
+	}
+	if t.OneScale {
+		a = uniform(a)
+	}
+	return dialect.Encode(a, t.Dialect, to)
+}
+
+// uniform gives all low-rank updates of single matrices one rank and one scale.
+func uniform(a *adapter.Adapter) *adapter.Adapter {
+	count := map[float64]int{}
+	scale, rank := 0.0, 0
+	for _, u := range a.Updates {
+		count[u.Scale.Value]++
+		rank = max(rank, u.Rank)
+	}
+	for _, u := range a.Updates {
+		if v := u.Scale.Value; u.Kind == adapter.LowRank && v != 0 && (scale == 0 || count[v] > count[scale]) {
+			scale = v
+		}
+	}
+	if scale == 0 {
+		return a
+	}
+	out := *a
+	out.Updates = slices.Clone(a.Updates)
+	for i := range out.Updates {
+		u := &out.Updates[i]
+		if u.Kind != adapter.LowRank || u.Scale.Value == scale && u.Rank == rank {
+			continue
+		}
+		x := u.Scale.Value / scale
+		u.A, u.B = u.PaddedRank(int64(rank))
+		u.B = u.B.Scaled(x)
+		u.Rank, u.Scale = rank, adapter.Scale{Value: scale, Alpha: scale * float64(rank), Rank: rank, Source: u.Scale.Source + ", in lora_B"}
+	}
+	return &out
+}

@@ -1,0 +1,135 @@
+package target
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/dialect"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
+)
+
+func matrix(rows, cols int64) adapter.Factor {
+	v := make([]float32, rows*cols)
+	for i := range v {
+		v[i] = float32(i%7) - 2.5
+	}
+	return adapter.FromValues(rows, cols, v)
+}
+
+// low makes an update of a module of layer 0.
+func low(module string, rank int64, scale float64) adapter.Update {
+	return adapter.Update{Target: adapter.Target{Module: "model.layers.0." + module, Param: "weight"}, Kind: adapter.LowRank, Layer: adapter.Linear,
+		Rank: int(rank), A: matrix(rank, 6), B: matrix(5, rank), Scale: adapter.Scale{Value: scale, Alpha: scale * float64(rank), Rank: int(rank)}}
+}
+
+func with(change func(u *adapter.Update)) adapter.Update {
+	u := low("self_attn.v_proj", 8, 2)
+	change(&u)
+	return u
+}
+
+func TestFindings(t *testing.T) {
+	all := []adapter.Update{low("self_attn.q_proj", 8, 2), low("self_attn.k_proj", 8, 2), low("self_attn.v_proj", 8, 2)}
+	for _, c := range []struct {
+		name    string
+		updates []adapter.Update
+		want    map[string]string // target → codes and levels
+	}{
+		{"plain", all, map[string]string{"vllm": "", "sglang": "", "lorax": "", "llama.cpp": "", "mlx": "", "trtllm": "", "ort": "", "openvino": ""}},
+		{"rank 24", []adapter.Update{low("self_attn.o_proj", 24, 1)}, map[string]string{"vllm": "target.rank warning ", "trtllm": "", "sglang": ""}},
+		{"rank 96", []adapter.Update{low("self_attn.o_proj", 96, 1)}, map[string]string{"vllm": "target.rank warning ", "trtllm": "target.rank warning ", "lorax": ""}},
+		{"rank 1024", []adapter.Update{low("self_attn.o_proj", 1024, 1)}, map[string]string{"vllm": "target.rank error ", "lorax": "target.rank error ", "llama.cpp": ""}},
+		{"DoRA", []adapter.Update{with(func(u *adapter.Update) { u.Kind = adapter.DoRA })}, map[string]string{"vllm": "target.dora error ", "llama.cpp": "target.dora error ", "mlx": ""}},
+		{"modules_to_save", append(all, with(func(u *adapter.Update) { u.Kind, u.Module = adapter.Replace, "lm_head" })), map[string]string{"vllm": "target.saved_modules error ", "mlx": "target.saved_modules error ", "openvino": ""}},
+		{"token rows", append(all, with(func(u *adapter.Update) { u.Kind = adapter.Rows })), map[string]string{"vllm": "target.token_rows error "}},
+		{"bias", append(all, with(func(u *adapter.Update) { u.Kind, u.Param = adapter.Bias, "bias" })), map[string]string{"llama.cpp": "target.bias error "}},
+		{"embedding", []adapter.Update{with(func(u *adapter.Update) { u.Layer, u.Module = adapter.Embedding, "model.embed_tokens" })}, map[string]string{"ort": "target.embedding error ", "vllm": ""}},
+		{"norm", append(all, with(func(u *adapter.Update) { u.Kind, u.Module = adapter.Replace, "model.norm" })), map[string]string{"llama.cpp": "", "vllm": "target.saved_modules error "}},
+		{"q without k and v", all[:1], map[string]string{"sglang": "target.incomplete_group error ", "trtllm": "target.incomplete_group warning ", "vllm": ""}},
+		{"another algorithm", []adapter.Update{with(func(u *adapter.Update) { u.Kind = "loha" })}, map[string]string{"vllm": "target.kind error "}},
+	} {
+		a := &adapter.Adapter{Space: naming.HF, Updates: c.updates}
+		for name, want := range c.want {
+			got := ""
+			for _, f := range Find(name).Check(a) {
+				got += fmt.Sprintf("%s %s ", f.Code, f.Level)
+				if f.Hint == "" {
+					t.Errorf("%s for %s: no hint", c.name, name)
+				}
+			}
+			if got != want {
+				t.Errorf("%s for %s: got %q, expected %q", c.name, name, got, want)
+			}
+		}
+	}
+}
+
+func TestLoads(t *testing.T) {
+	a := &adapter.Adapter{Space: naming.HF, Dialect: "peft", Updates: []adapter.Update{low("self_attn.o_proj", 8, 2), low("mlp.down_proj", 4, 4)}}
+	for name, want := range map[string]string{"vllm": "target.scale", "llama.cpp": "target.dialect", "openvino": "target.dialect"} {
+		if f := Find(name).Loads(a); len(f) != 1 || f[0].Code != want || f[0].Level != finding.Error {
+			t.Errorf("%s: got %v, expected %s", name, f, want)
+		}
+	}
+	if Find("excel") != nil || len(Names()) != len(targets) {
+		t.Error("the names are wrong")
+	}
+}
+
+// TestUniform writes an adapter of several ranks and scales for a target that knows one of each.
+func TestUniform(t *testing.T) {
+	a := &adapter.Adapter{Space: naming.HF, Dialect: "peft", Updates: []adapter.Update{low("self_attn.o_proj", 8, 2), low("mlp.down_proj", 4, 0.3), low("mlp.fc1", 8, 2)}}
+	u := uniform(a)
+	if f := Find("vllm").Loads(u); len(f) != 0 {
+		t.Errorf("what was made for vLLM has findings: %v", f)
+	}
+	for i := range a.Updates {
+		if u.Updates[i].Rank != 8 || u.Updates[i].Scale.Value != 2 {
+			t.Errorf("rank %d, scale %v", u.Updates[i].Rank, u.Updates[i].Scale)
+		}
+		got, want := product(t, &u.Updates[i]), product(t, &a.Updates[i])
+		for k := range want {
+			if d := math.Abs(got[k] - want[k]); d > 0x1p-24*200 { // the terms of a sum amount to less than 200
+				t.Fatalf("update %d, element %d is %g, expected %g", i, k, got[k], want[k])
+			}
+		}
+	}
+	out, err := Find("vllm").Encode(a, dialect.Target{Name: "out"})
+	if err != nil || len(out.Weights) != 6 {
+		t.Fatal(err)
+	}
+	for _, w := range out.Weights {
+		if w.DType != tensor.F32 || w.Shape[0] != 8 && w.Shape[1] != 8 {
+			t.Errorf("%s is %s %v", w.Name, w.DType, w.Shape)
+		}
+	}
+	a.Updates[0].Kind = adapter.Rows
+	if _, err := Find("vllm").Encode(a, dialect.Target{Name: "out"}); finding.Of(err) == nil || finding.Of(err).Code != "target.token_rows" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func product(t *testing.T, u *adapter.Update) []float64 {
+	t.Helper()
+	a, err := u.A.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := u.B.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make([]float64, u.B.Rows*u.A.Cols)
+	for i := range u.B.Rows {
+		for j := range u.A.Cols {
+			for k := range u.A.Rows {
+				out[i*u.A.Cols+j] += u.Scale.Value * float64(b[i*u.B.Cols+k]) * float64(a[k*u.A.Cols+j])
+			}
+		}
+	}
+	return out
+}
