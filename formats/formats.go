@@ -42,12 +42,15 @@ type Options struct {
 	BigEndian bool
 }
 
-// Open opens a path: a file of any known format, a model folder, a sharded index, or the first shard of
-// a split GGUF.
+// Open opens a path: a file of any known format, a model folder, a pipeline of diffusers, a sharded index, or
+// the first shard of a split GGUF.
 func Open(path string) (Model, error) { return OpenWith(path, Options{}) }
 
 // OpenWith opens a path as Open does, with options.
 func OpenWith(path string, opt Options) (Model, error) {
+	if isPipeline(path) {
+		return opened(openPipeline(path))
+	}
 	format, err := Sniff(path)
 	if err != nil {
 		return nil, err
