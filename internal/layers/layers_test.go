@@ -14,7 +14,7 @@ const module = "github.com/loratool/loratool/"
 var layers = [][]string{
 	{"tensor", "finding", "naming", "internal/kernel"},
 	{"quant"},
-	{"quant/recipe", "quant/scheme"},
+	{"quant/recipe", "quant/rounding", "quant/scheme"},
 	{"formats/layout"},
 	{"formats/safetensors", "formats/gguf", "formats/onnx", "formats/torch", "formats/npy"},
 	{"formats/ortadapter", "quant/imatrix"},
