@@ -154,6 +154,12 @@ func Rejected(f *finding.Finding) *Report {
 	return r.conclude()
 }
 
+// Found is the report of these findings.
+func Found(findings []finding.Finding) *Report {
+	r := &Report{Findings: findings}
+	return r.conclude()
+}
+
 // AdapterFile adds to a report what decoding an adapter finds: its configuration, pairs and shapes.
 func AdapterFile(r *Report, path string, opt dialect.Options) error {
 	a, err := dialect.Open(path, opt)

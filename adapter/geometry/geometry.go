@@ -26,14 +26,15 @@ type Geometry struct {
 // maxConfig bounds the size of a base's config.json.
 const maxConfig = 16 << 20
 
-// Read reads the geometry of a base: a folder with config.json, that file itself, or a GGUF file.
+// Read reads the geometry of a base: a folder with config.json, that file itself or one beside it, or a GGUF
+// file.
 func Read(path string) (*Geometry, error) {
 	if strings.EqualFold(filepath.Ext(path), ".gguf") {
 		return readGGUF(path)
 	}
 	file := filepath.Join(path, "config.json")
-	if filepath.Base(path) == "config.json" {
-		file = path
+	if st, err := os.Stat(path); err == nil && !st.IsDir() {
+		file = filepath.Join(filepath.Dir(path), "config.json")
 	}
 	f, err := os.Open(file)
 	if err != nil {

@@ -3,16 +3,19 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/tensor"
+	"github.com/loratool/loratool/verify/target"
 )
 
 func convertCommand(t *terminal) *cli.Command {
@@ -21,13 +24,15 @@ func convertCommand(t *terminal) *cli.Command {
 		Usage:     "write a model or an adapter in another ecosystem's form",
 		ArgsUsage: "IN",
 		Description: "A Hugging Face model folder to GGUF, byte for byte what llama.cpp's converter writes; a GGUF model back to a folder.\n" +
-			"Of adapters, PEFT and MLX to GGUF LoRA, and GGUF LoRA to PEFT. ΔW on the base's tensors stays the same. " +
-			"BASE gives the architecture and its geometry: a folder that holds config.json is enough.\n\n" +
+			"An adapter to any ecosystem's form, with the same ΔW on the base's tensors; what the form cannot hold is refused. " +
+			"BASE gives the architecture and its geometry: a folder that holds config.json is enough. For ONNX Runtime it is the .onnx model " +
+			"whose inputs the names are fitted to. With --for, what the server will not do with the adapter is said first.\n\n" +
 			"Exit status: 0 done, 2 could not convert, 4 usage.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`"},
 			&cli.StringFlag{Name: "to", Usage: "`FORMAT`: gguf of a model folder, safetensors of a GGUF model; of an adapter " + strings.Join(dialect.Written(), ", ")},
-			&cli.StringFlag{Name: "base", Usage: "base model of an adapter, `PATH`: a folder with config.json, or a GGUF file"},
+			&cli.StringFlag{Name: "for", Usage: "write an adapter for `TARGET` and check its limits: " + strings.Join(target.Names(), ", ")},
+			&cli.StringFlag{Name: "base", Usage: "base model of an adapter, `PATH`: a folder with config.json, a GGUF file, or an ONNX model with LoRA inputs"},
 			&cli.StringFlag{Name: "dtype", Usage: "`TYPE`. Of a model's matrices: auto (the folder's own; default), f32, f16, bf16, q8_0, tq1_0, tq2_0. Of an adapter's factors: f32, f16, bf16, q8_0 (GGUF only); default: f32 for gguf, as they are for peft"},
 			&cli.BoolFlag{Name: "vocab-only", Usage: "of a model, only metadata and tokenizer"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "split a model into files of at most `SIZE` of tensors"},
@@ -78,23 +83,31 @@ func runConvert(t *terminal, c *cli.Context) error {
 	if err := outputIsInput(output, []string{in}); err != nil {
 		return err
 	}
-	to := strings.ToLower(c.String("to"))
-	if !slices.Contains(dialect.Written(), to) {
-		return usagef("--to %q: an adapter is written as %s", to, strings.Join(dialect.Written(), ", "))
+	to, server, err := adapterTarget(c)
+	if err != nil {
+		return err
 	}
 	if dtype.IsBlock() && to != "gguf" {
 		return usagef("--dtype %s: only GGUF adapters hold blocks", dtype)
 	}
-	out, err := dialect.Encode(a, to, dialect.Target{
+	place := dialect.Target{
 		Name: filepath.Base(filepath.Clean(output)), Base: c.String("base"), DType: dtype, AllowUnmatched: c.Bool("allow-unmatched"),
-	})
+	}
+	findings := slices.Clone(a.Findings)
+	var out *dialect.Output
+	if server != nil {
+		findings = append(findings, server.Check(a)...)
+		out, err = server.Encode(a, place)
+	} else {
+		out, err = dialect.Encode(a, to, place)
+	}
 	if err != nil {
 		return err
 	}
 	if err := writeAdapter(output, out, c.Bool("force")); err != nil {
 		return err
 	}
-	findings := append(a.Findings, out.Findings...)
+	findings = append(findings, out.Findings...)
 	if t.json {
 		if findings == nil {
 			findings = []finding.Finding{}
@@ -109,21 +122,44 @@ func runConvert(t *terminal, c *cli.Context) error {
 	return nil
 }
 
-// writeAdapter puts the weights of an encoded adapter where its layout wants them.
+// adapterTarget reads --to and --for, of which the second decides the first.
+func adapterTarget(c *cli.Context) (to string, server *target.Target, err error) {
+	to = strings.ToLower(c.String("to"))
+	if name := strings.ToLower(c.String("for")); name != "" {
+		if server = target.Find(name); server == nil {
+			return "", nil, usagef("--for %q: the targets are %s", name, strings.Join(target.Names(), ", "))
+		}
+		if to != "" && to != server.Dialect {
+			return "", nil, usagef("--to %s --for %s: %s reads %s", to, name, server.Title, server.Dialect)
+		}
+		to = server.Dialect
+	}
+	if !slices.Contains(dialect.Written(), to) {
+		return "", nil, usagef("--to %q: an adapter is written as %s", to, strings.Join(dialect.Written(), ", "))
+	}
+	return to, server, nil
+}
+
+// writeAdapter puts the weights of an encoded adapter where its layout wants them, several at a time.
 func writeAdapter(output string, out *dialect.Output, force bool) error {
 	w, err := layout.Create(output, out.Layout, force)
 	if err != nil {
 		return err
 	}
 	defer w.Abort()
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, x := range out.Weights {
-		b, err := x.Bytes()
-		if err != nil {
-			return err
-		}
-		if err := w.WriteAt(i, b, 0); err != nil {
-			return err
-		}
+		g.Go(func() error {
+			b, err := x.Bytes()
+			if err != nil {
+				return err
+			}
+			return w.WriteAt(i, b, 0)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	return w.Commit()
 }

@@ -4,28 +4,33 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/urfave/cli/v2"
 
+	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant/imatrix"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify"
+	"github.com/loratool/loratool/verify/target"
 )
 
 func verifyCommand(t *terminal) *cli.Command {
 	return &cli.Command{
 		Name:      "verify",
 		Usage:     "check a file, an adapter against its base, or a merged model",
-		ArgsUsage: "FILE | ADAPTER --base BASE | MERGED --base BASE -a ADAPTER[:S]…",
+		ArgsUsage: "FILE | ADAPTER --for TARGET | ADAPTER --base BASE | MERGED --base BASE -a ADAPTER[:S]…",
 		Description: "FILE: is it sound? Weights are read up to 256 MiB, or with --tensors; of bigger files the header is checked.\nADAPTER --base BASE: will it fit, and do something?\n" +
 			"MERGED --base BASE -a ADAPTER: is it really BASE + adapters? Answered exactly and with ONNX Runtime.\n\n" +
 			"Exit status: 0 sound, 1 something is wrong (with --fail-on warning: or odd), 2 could not check, 4 usage.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "base", Usage: "base model, `PATH`"},
+			&cli.StringFlag{Name: "for", Usage: "what will `TARGET` do with the adapter: " + strings.Join(target.Names(), ", ")},
 			adapterFlag(),
 			&cli.StringFlag{Name: "sample", Value: "8", Usage: "check `N` modules with ONNX Runtime, or all modules and every row"},
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
@@ -35,8 +40,7 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
-			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
-		}, dialectFlags()...),
+		}, append(reportFlags(), dialectFlags()...)...),
 		Action: func(c *cli.Context) error { return runVerify(t, c) },
 	}
 }
@@ -52,6 +56,10 @@ func runVerify(t *terminal, c *cli.Context) error {
 	}
 	var r *verify.Report
 	switch adapters := c.StringSlice("adapter"); {
+	case c.String("for") != "" && len(adapters) > 0:
+		return usagef("verify --for is for an adapter, not for a merged model")
+	case c.String("for") != "":
+		r, err = verifyFor(c, path)
 	case c.String("base") == "" && len(adapters) > 0:
 		return usagef("verify -a ADAPTER needs --base BASE")
 	case c.String("base") == "":
@@ -107,6 +115,27 @@ func verifyFile(t *terminal, c *cli.Context, path string) (*verify.Report, error
 		printDigests(t, r)
 	}
 	return r, nil
+}
+
+// verifyFor says what a server will do with an adapter.
+func verifyFor(c *cli.Context, path string) (*verify.Report, error) {
+	server := target.Find(strings.ToLower(c.String("for")))
+	if server == nil {
+		return nil, usagef("--for %q: the targets are %s", c.String("for"), strings.Join(target.Names(), ", "))
+	}
+	opt, err := dialectOptions(c)
+	if err != nil {
+		return nil, err
+	}
+	a, err := dialect.Open(path, opt)
+	if err != nil {
+		if f := finding.Of(err); f != nil && f.Code != "files.missing" {
+			return verify.Rejected(f), nil
+		}
+		return nil, err
+	}
+	defer a.Close()
+	return verify.Found(append(slices.Clone(a.Findings), server.Loads(a)...)), nil
 }
 
 func printDigests(t *terminal, r *verify.Report) {

@@ -36,7 +36,7 @@ func dialectOptions(c *cli.Context) (dialect.Options, error) {
 	default:
 		return dialect.Options{}, usagef("--moe-b-layout %q: peft or unsloth", l)
 	}
-	return dialect.Options{PEFT: opt}, nil
+	return dialect.Options{PEFT: opt, Base: c.String("base")}, nil
 }
 
 // isAdapter reports whether a path holds an adapter.
