@@ -21,6 +21,9 @@ func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
 			names = append(names, t.Name)
 			shapes[t.Name] = t.Shape
 		}
+		if a.Space == naming.Diffusers {
+			return diffusionResolver(base, a, names, func(n string) []int64 { return shapes[n] })
+		}
 		switch m := base.(type) {
 		case LlamaModel:
 			return ggufResolver(m, a, names)
@@ -30,6 +33,23 @@ func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
 		config := readConfig(base.Path())
 		return conv1D{naming.NewHF(names, func(n string) []int64 { return shapes[n] }), config, a}, nil
 	}
+}
+
+// diffusionResolver finds the modules of a diffusion pipeline. Where the base is one component, its folder's
+// name says which.
+func diffusionResolver(base Base, a *adapter.Adapter, names []string, shape func(string) []int64) (naming.Resolver, error) {
+	family := naming.DiffusionFamilyNamed(a.Arch)
+	if family == nil {
+		return nil, finding.Errorf("base.unsupported", a.Path, "there is no table of names for the family %q", a.Arch)
+	}
+	folder := ""
+	if path, err := filepath.Abs(base.Path()); err == nil {
+		if st, err := os.Stat(path); err == nil && !st.IsDir() {
+			path = filepath.Dir(path)
+		}
+		folder = filepath.Base(path)
+	}
+	return naming.NewDiffusion(family, names, shape, folder), nil
 }
 
 // translate brings a GGUF adapter into Hugging Face names, with rows in Hugging Face order, for bases of
