@@ -40,7 +40,8 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
-		}, append(reportFlags(), dialectFlags()...)...),
+			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
+		}, dialectFlags()...),
 		Action: func(c *cli.Context) error { return runVerify(t, c) },
 	}
 }
