@@ -11,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
 )
 
 // An Adapter is what a dialect's decoder returns.
@@ -57,15 +58,28 @@ type Scale struct {
 	Alpha  float64 `json:"alpha"`
 	Rank   int     `json:"rank"`
 	Source string  `json:"source"` // for example "lora_alpha 16 / r 8", "alpha_pattern \"q_proj\": 4 / sqrt(r 16)"
+
+	times bool    // whether Value holds a factor of the user's
+	user  float64 // that factor
 }
 
 // Times returns the scale multiplied by the user's factor, which the source then names.
 func (s Scale) Times(user float64) Scale {
 	if user != 1 {
+		s.user = s.strength() * user
+		s.times = true
 		s.Value *= user
 		s.Source += fmt.Sprintf(" × %g", user)
 	}
 	return s
+}
+
+// strength is the user's factor in Value.
+func (s Scale) strength() float64 {
+	if s.times {
+		return s.user
+	}
+	return 1
 }
 
 // A Kind is a member of the closed family of updates.
@@ -74,10 +88,18 @@ type Kind string
 // The kinds of updates.
 const (
 	LowRank Kind = "low-rank" // W += s·B·A
-	DoRA    Kind = "dora"     // W = (m/‖V‖)·V with V = W + s·B·A, norms over all axes but the output axis
+	DoRA    Kind = "dora"     // W = (m/‖V‖)·V with V = W + s·B·A, norms over all axes but the output (or the input) axis
 	Replace Kind = "replace"  // W = Value
 	Rows    Kind = "rows"     // W[Index[i]] = Value[i]
-	Bias    Kind = "bias"     // b += s·Value
+	Bias    Kind = "bias"     // b += s·Value, for biases and norms
+	Full    Kind = "full"     // W += s·Value
+	LoHa    Kind = "loha"     // W += s·(B·A)∘(B2·A2)
+	LoKr    Kind = "lokr"     // W += s·(Kron[0] ⊗ Kron[1])
+	HiRA    Kind = "hira"     // W += s·W∘(B·A)
+	GLoRA   Kind = "glora"    // W += s·(B·A + W·B2·A2)
+	IA3     Kind = "ia3"      // W += s·W∘(Value − 1), one value an output or input; for biases too
+	OFT     Kind = "oft"      // W += s·(W turned by blocks of rotations − W); BOFT is one of several stages
+	HRA     Kind = "hra"      // W += s·(W·Π(I − 2·ûᵢ·ûᵢᵀ) − W)
 )
 
 // A Layer says how B·A relates to the canonical weight.
@@ -96,13 +118,30 @@ type Update struct {
 	Kind  Kind
 	Layer Layer
 
-	A, B      Factor // LowRank, DoRA: [r, in] and [out, r] (see Layer)
-	Rank      int
-	Scale     Scale
-	Magnitude Factor // DoRA: [1, n], n = out (Linear, Conv) or dim (Embedding)
+	A, B   Factor  // LowRank, DoRA, LoHa, HiRA, GLoRA: [r, in] and [out, r] (see Layer)
+	A2, B2 Factor  // LoHa: the same again; GLoRA: [r, in] and [in, r]
+	Kron   [2]Side // LoKr
+	Rank   int
+	Scale  Scale
+	// Magnitude is [1, n], n = out (Linear, Conv) or dim (Embedding), of DoRA; with Input n = in. LoHa,
+	// LoKr and Full with a magnitude are DoRA over that difference. OFT: factors of the turned rows.
+	Magnitude Factor
+	// Input: the magnitudes (DoRA, OFT's excepted), values (IA3) or rotations (OFT, HRA) belong to the
+	// input axis, else to the output axis.
+	Input bool
+	Turn  *Turn // OFT
 
-	Value Factor  // Replace: the canonical weight as [rows, cols]; Rows: [len(Index), cols]; Bias: [1, n]
+	// Value is the canonical weight as [rows, cols] (Replace) or what is added to it (Full), [len(Index), cols]
+	// (Rows), [1, n] (Bias, IA3), blocks of rotations one below the other (OFT: [n, block], or [block, block] that
+	// all blocks share), or vectors as columns [n, r] (HRA).
+	Value Factor
 	Index []int64 // Rows
+
+	// Kernel is a convolution's kernel sizes, where they are known and A's or Value's stored shape does not
+	// tell them (see KernelShape).
+	Kernel tensor.Shape
+	// Optional: a base without the parameter needs no change.
+	Optional bool
 
 	// Expert >= 0 and Experts > 0: the update belongs to one matrix of a stack that the adapter itself
 	// treats as one parameter [Experts, …].

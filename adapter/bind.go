@@ -84,6 +84,20 @@ func Bind(u *Update, p naming.Place, stored tensor.Spec, frame Frame, round Roun
 		return b.rows()
 	case Bias:
 		return b.bias()
+	case HiRA:
+		return b.hira()
+	case GLoRA:
+		return b.glora()
+	case IA3:
+		return b.ia3()
+	case OFT, HRA:
+		return b.turned()
+	case LoHa, LoKr, Full:
+		op, at, err := b.difference()
+		if err != nil || !u.Magnitude.Present() {
+			return op, err
+		}
+		return b.decomposed(op, at)
 	}
 	return nil, finding.Errorf("adapter.unsupported_feature", "", "update kind %q is not known", u.Kind).In(u.Module)
 }
@@ -102,43 +116,49 @@ func (b *binding) mismatch(got, want string) error {
 	return f.In(b.stored.Name).Expected(got, want).Hinted("the adapter belongs to another base, or a factor is transposed")
 }
 
-// A block is where a canonical matrix of n × m lands in the frame.
-type block struct {
-	rowOff, colOff int64
-	transposed     bool
+// place finds the block for a canonical matrix of n output rows and m input columns.
+func (b *binding) place(n, m int64) (area, error) {
+	return b.find(n, func(inputs int64) bool { return inputs == m }, fmt.Sprintf("[%d, %d]", n, m))
 }
 
-// place finds the block for a canonical matrix of n output rows and m input columns.
-func (b *binding) place(n, m int64) (block, error) {
+// anyOutputs is the number of outputs of an update that fits any.
+const anyOutputs = -1
+
+// search finds the block for a canonical matrix of n output rows and of input columns that fit. ok is
+// false where neither orientation fits.
+func (b *binding) search(n int64, in func(inputs int64) bool) (at area, ok bool, err error) {
 	rows, cols := b.frame.Rows, b.frame.Cols
-	var at block
+	at.width = cols
 	expert, experts, swapped := b.p.Expert, b.p.Experts, b.p.Transposed
 	if b.u.Experts > 0 && b.p.Matrices == 0 { // else the base stores each expert on its own
 		expert, experts, swapped = int64(b.u.Expert), int64(b.u.Experts), b.u.Swapped
 	}
 	if experts > 0 {
 		if rows%experts != 0 || expert >= experts || b.stored.Shape[0] != experts {
-			return at, b.mismatch(fmt.Sprintf("expert %d of %d", expert, experts), fmt.Sprintf("stored %v", b.stored.Shape))
+			return at, false, b.mismatch(fmt.Sprintf("expert %d of %d", expert, experts), fmt.Sprintf("stored %v", b.stored.Shape))
 		}
 		rows /= experts
 		at.rowOff = expert * rows
 	}
-	fits := func(outputs, inputs int64) bool {
-		part := outputs // the stretch of the output axis that is the module's
+	part := func(outputs int64) int64 { // the stretch of the output axis that is the module's
 		if b.p.Rows > 0 {
-			part = b.p.Rows
+			return b.p.Rows
 		}
-		if b.p.RowOffset+part > outputs || m != inputs {
+		return outputs
+	}
+	fits := func(outputs, inputs int64) bool {
+		part := part(outputs)
+		if b.p.RowOffset+part > outputs || !in(inputs) {
 			return false
 		}
 		if b.p.Run > 0 {
-			return part == 0 || b.p.Canonical(part-1, part) < n
+			return part == 0 || n < 0 || b.p.Canonical(part-1, part) < n
 		}
-		return part == n
+		return part == n || n < 0
 	}
 	straight, turned := fits(rows, cols), fits(cols, rows)
 	if straight && turned && b.u.Unsure != "" {
-		return at, finding.Errorf("adapter.ambiguous_orientation", "", "the matrix of module %q is square, and %s", b.u.Module, b.u.Unsure).In(b.stored.Name)
+		return at, false, finding.Errorf("adapter.ambiguous_orientation", "", "the matrix of module %q is square, and %s", b.u.Module, b.u.Unsure).In(b.stored.Name)
 	}
 	switch {
 	case swapped && turned, !swapped && straight:
@@ -146,14 +166,16 @@ func (b *binding) place(n, m int64) (block, error) {
 	case b.p.ByShape && b.u.Layer != Embedding && (straight || turned):
 		at.transposed = turned
 	default:
-		return at, b.mismatch(fmt.Sprintf("[%d, %d]", n, m), fmt.Sprintf("stored %v", b.stored.Shape))
+		return at, false, nil
 	}
+	at.rows, at.cols = part(rows), cols
 	if at.transposed {
+		at.rows, at.cols = rows, part(cols)
 		at.colOff += b.p.RowOffset
 	} else {
 		at.rowOff += b.p.RowOffset
 	}
-	return at, nil
+	return at, true, nil
 }
 
 // outputs brings a factor whose rows are output channels into stored order, where it is another one.
@@ -197,35 +219,26 @@ func (b *binding) product() (*product, error) {
 	if at.transposed {
 		l, r = in.Transpose(), out.Transpose()
 	}
-	p := &product{left: l, right: r, cols: b.frame.Cols, delta: b.round.Delta, transposed: at.transposed}
+	p := &product{left: l, right: r, area: at, delta: b.round.Delta}
 	p.Product = Product{RowOff: at.rowOff, ColOff: at.colOff, Rows: l.Rows, Cols: r.Cols, Rank: l.Cols, Scale: float32(u.Scale.Value)}
 	return p, nil
 }
 
 func (b *binding) lowRank() (Op, error) { return b.product() }
 
+// dora binds DoRA over a low-rank update.
 func (b *binding) dora() (Op, error) {
-	p, err := b.product()
+	u := *b.u
+	if s := u.Scale.strength(); s != 0 {
+		u.Scale.Value /= s // the user's factor is the share of the whole change
+	}
+	inner := *b
+	inner.u = &u
+	p, err := inner.product()
 	if err != nil {
 		return nil, err
 	}
-	// The norm runs over the input axis of the canonical weight; of an embedding [vocab, dim] over vocab.
-	byColumn := p.transposed != (b.u.Layer == Embedding)
-	n := p.Rows
-	if byColumn {
-		n = p.Cols
-	}
-	m := b.u.Magnitude
-	if m.Rows*m.Cols != n {
-		return nil, b.mismatch(fmt.Sprintf("%d magnitudes", m.Rows*m.Cols), fmt.Sprintf("%d", n))
-	}
-	m.Rows, m.Cols = n, 1
-	if b.u.Layer != Embedding {
-		if m, err = b.outputs(m); err != nil {
-			return nil, err
-		}
-	}
-	return &dora{product: p, byColumn: byColumn, magnitude: m, round: rounder(b.round.DoRA)}, nil
+	return b.decomposed(p, p.area)
 }
 
 func (b *binding) replace() (Op, error) {
@@ -255,7 +268,7 @@ func (b *binding) replace() (Op, error) {
 	if at.transposed {
 		v = v.Transpose()
 	}
-	return &replace{value: v, at: at, cols: b.frame.Cols, scale: float32(b.u.Scale.Value)}, nil
+	return &replace{area: at, value: v, scale: float32(b.u.Scale.Value)}, nil
 }
 
 func (b *binding) rows() (Op, error) {

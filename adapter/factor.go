@@ -133,8 +133,8 @@ func (f Factor) Padded(rows int64) Factor {
 	return Stacked(f, zeros)
 }
 
-func transpose(v []float32, rows, cols int) []float32 {
-	out := make([]float32, len(v))
+func transpose[T float32 | float64](v []T, rows, cols int) []T {
+	out := make([]T, len(v))
 	const tile = 16 // so that reads and writes stay within the cache lines at hand
 	for i0 := 0; i0 < rows; i0 += tile {
 		for j0 := 0; j0 < cols; j0 += tile {

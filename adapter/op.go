@@ -37,9 +37,8 @@ func load(f Factor) ([]float32, error) {
 type product struct {
 	rowLocal
 	Product
+	area
 	left, right Factor
-	cols        int64 // of the frame
-	transposed  bool  // the block stores [in, out]
 	delta       tensor.DType
 	packed      *kernel.LowRank
 	wide        sync.Once
@@ -63,29 +62,22 @@ func (p *product) Release() {
 
 func (p *product) LowRank() (Product, bool) { return p.Product, true }
 
-// overlap returns the slab's rows that lie in the block: rows [lo, hi) of the block.
-func (p *product) overlap(n, first int64) (lo, hi int64) {
-	lo = max(0, first-p.RowOff)
-	hi = min(p.Rows, first+n-p.RowOff)
-	return lo, hi
-}
-
 func (p *product) Apply(rows []float32, first int64) {
-	lo, hi := p.overlap(int64(len(rows))/p.cols, first)
+	lo, hi := p.overlap(int64(len(rows))/p.width, first)
 	if lo >= hi {
 		return
 	}
-	slab := rows[(p.RowOff+lo-first)*p.cols+p.ColOff:]
+	slab := rows[(p.RowOff+lo-first)*p.width+p.ColOff:]
 	if p.delta == tensor.Invalid {
-		p.packed.Apply(slab, int(p.cols), int(lo), int(hi-lo))
+		p.packed.Apply(slab, int(p.width), int(lo), int(hi-lo))
 		return
 	}
 	d := make([]float32, (hi-lo)*p.Cols)
 	p.packed.Apply(d, int(p.Cols), int(lo), int(hi-lo))
 	round := rounder(p.delta)
-	for i := range hi - lo {
-		row := slab[i*p.cols:][:p.Cols]
-		for j, x := range d[i*p.Cols:][:p.Cols] {
+	for i := lo; i < hi; i++ {
+		row := blockRow(p.area, rows, i, first)
+		for j, x := range d[(i-lo)*p.Cols:][:p.Cols] {
 			row[j] += round(x)
 		}
 	}
@@ -95,28 +87,33 @@ func (p *product) Apply(rows []float32, first int64) {
 const strip = 1024
 
 func (p *product) Exact(rows []float64, first int64) {
-	lo, hi := p.overlap(int64(len(rows))/p.cols, first)
+	lo, hi := p.overlap(int64(len(rows))/p.width, first)
 	if lo >= hi {
 		return
 	}
-	p.wide.Do(func() {
-		p.r64 = make([]float64, len(p.R))
-		for i, x := range p.R {
-			p.r64[i] = float64(x)
-		}
-	})
+	p.widen()
 	sums := make([]float64, min(strip, p.Cols))
 	for at := int64(0); at < p.Cols; at += strip {
 		n := min(strip, p.Cols-at)
 		for i := lo; i < hi; i++ {
 			sums := sums[:n]
 			p.sumRow(sums, i, at)
-			row := rows[(p.RowOff+i-first)*p.cols+p.ColOff+at:][:n]
+			row := blockRow(p.area, rows, i, first)[at:]
 			for j, s := range sums {
 				row[j] += float64(float64(p.Scale) * s)
 			}
 		}
 	}
+}
+
+// widen makes the float64 copy of R that sumRow reads.
+func (p *product) widen() {
+	p.wide.Do(func() {
+		p.r64 = make([]float64, len(p.R))
+		for i, x := range p.R {
+			p.r64[i] = float64(x)
+		}
+	})
 }
 
 // sumRow sets sums to row i of L·R from column at, each sum in the order of k.
@@ -145,108 +142,11 @@ func (p *product) sumRow(sums []float64, i, at int64) {
 	}
 }
 
-// dora is W[block] = (m/‖V‖)·V with V = W + s·L·R, the norm by stored row or by stored column.
-type dora struct {
-	*product
-	byColumn  bool
-	magnitude Factor
-	round     func(float32) float32
-	m         []float32
-	norms     []float64 // by column only
-}
-
-func (d *dora) Load() (err error) {
-	if d.m, err = load(d.magnitude); err != nil {
-		return err
-	}
-	return d.product.Load()
-}
-
-func (d *dora) Release() {
-	d.m, d.norms = nil, nil
-	d.product.Release()
-}
-
-func (d *dora) LowRank() (Product, bool) { return Product{}, false }
-func (d *dora) Columns() bool            { return d.byColumn }
-
-// Prepare sums the squares of V by column. The rows come in order, so the sums do not depend on slabs.
-func (d *dora) Prepare(next func() ([]float32, int64, error)) error {
-	d.norms = make([]float64, d.Cols)
-	for {
-		rows, first, err := next()
-		if err != nil || len(rows) == 0 {
-			for j, s := range d.norms {
-				d.norms[j] = math.Sqrt(s)
-			}
-			return err
-		}
-		d.product.Apply(rows, first)
-		lo, hi := d.overlap(int64(len(rows))/d.cols, first)
-		for i := lo; i < hi; i++ {
-			for j, v := range rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols] {
-				d.norms[j] += float64(float64(v) * float64(v))
-			}
-		}
-	}
-}
-
-func (d *dora) Apply(rows []float32, first int64) {
-	d.product.Apply(rows, first)
-	lo, hi := d.overlap(int64(len(rows))/d.cols, first)
-	for i := lo; i < hi; i++ {
-		row := rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols]
-		var sum float64
-		for j, v := range row {
-			row[j] = d.round(v)
-			sum += float64(float64(row[j]) * float64(row[j]))
-		}
-		if d.byColumn {
-			for j := range row {
-				row[j] *= d.factor(d.m[j], d.norms[j])
-			}
-			continue
-		}
-		f := d.factor(d.m[i], math.Sqrt(sum))
-		for j := range row {
-			row[j] *= f
-		}
-	}
-}
-
-// factor is m/‖V‖.
-func (d *dora) factor(m float32, norm float64) float32 {
-	return d.round(m / d.round(float32(norm)))
-}
-
-func (d *dora) Exact(rows []float64, first int64) {
-	d.product.Exact(rows, first)
-	lo, hi := d.overlap(int64(len(rows))/d.cols, first)
-	for i := lo; i < hi; i++ {
-		row := rows[(d.RowOff+i-first)*d.cols+d.ColOff:][:d.Cols]
-		if d.byColumn {
-			for j := range row {
-				row[j] *= float64(d.m[j]) / d.norms[j]
-			}
-			continue
-		}
-		var sum float64
-		for _, v := range row {
-			sum += float64(v * v)
-		}
-		f := float64(d.m[i]) / math.Sqrt(sum)
-		for j := range row {
-			row[j] *= f
-		}
-	}
-}
-
 // replace is W[block] = value, or with a scale W[block] += s·(value − W[block]).
 type replace struct {
 	rowLocal
+	area
 	value Factor
-	at    block
-	cols  int64
 	scale float32
 	v     []float32
 }
@@ -255,19 +155,23 @@ func (r *replace) Load() (err error) { r.v, err = load(r.value); return err }
 func (r *replace) Release()          { r.v = nil }
 
 func (r *replace) Apply(rows []float32, first int64) {
-	r.each(int64(len(rows)), first, func(i, j, n int64) {
-		for k := range n {
-			rows[i+k] = toward(rows[i+k], r.v[j+k], r.scale)
+	lo, hi := r.overlap(int64(len(rows))/r.width, first)
+	for i := lo; i < hi; i++ {
+		row := blockRow(r.area, rows, i, first)
+		for j, v := range r.v[i*r.cols:][:r.cols] {
+			row[j] = toward(row[j], v, r.scale)
 		}
-	})
+	}
 }
 
 func (r *replace) Exact(rows []float64, first int64) {
-	r.each(int64(len(rows)), first, func(i, j, n int64) {
-		for k := range n {
-			rows[i+k] = towardExact(rows[i+k], r.v[j+k], r.scale)
+	lo, hi := r.overlap(int64(len(rows))/r.width, first)
+	for i := lo; i < hi; i++ {
+		row := blockRow(r.area, rows, i, first)
+		for j, v := range r.v[i*r.cols:][:r.cols] {
+			row[j] = towardExact(row[j], v, r.scale)
 		}
-	})
+	}
 }
 
 // toward goes from w to v, all the way or the share of it that the scale says.
@@ -283,14 +187,6 @@ func towardExact(w float64, v, scale float32) float64 {
 		return float64(v)
 	}
 	return w + float64(float64(scale)*(float64(v)-w))
-}
-
-func (r *replace) each(n, first int64, copyRow func(i, j, n int64)) {
-	lo := max(0, first-r.at.rowOff)
-	hi := min(r.value.Rows, first+n/r.cols-r.at.rowOff)
-	for i := lo; i < hi; i++ {
-		copyRow((r.at.rowOff+i-first)*r.cols+r.at.colOff, i*r.value.Cols, r.value.Cols)
-	}
 }
 
 // someRows is W[index[i]] = value[i], scaled as replace, for rows (or, transposed, columns) of the matrix.

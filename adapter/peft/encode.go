@@ -168,10 +168,10 @@ func (e *encoder) pair(u *adapter.Update, name string) error {
 		e.add(name+".lora_embedding_A", a, u.A)
 		e.add(name+".lora_embedding_B", b, u.B)
 	case adapter.Conv:
-		if u.A.Stored == nil || len(u.A.Stored.Shape) < 3 {
+		a = u.ConvShape()
+		if a == nil {
 			return e.refuse(u.Module, "the kernel of convolution %q is not known", u.Module)
 		}
-		a = u.A.Stored.Shape
 		magnitude = tensor.Shape{1, u.B.Rows}
 		for range a[2:] {
 			b, magnitude = append(b, 1), append(magnitude, 1)
