@@ -1,0 +1,179 @@
+package onnx
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/quant/onnxquant"
+	"github.com/loratool/loratool/tensor"
+)
+
+func floatsOf(t testing.TB, x tensor.Tensor) []float32 {
+	t.Helper()
+	b, err := x.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, _ := x.Shape.Elements()
+	v := make([]float32, n)
+	c, ok := quant.Of(x.DType)
+	if !ok {
+		t.Fatalf("type %s", x.DType)
+	}
+	c.Decode(v, b)
+	return v
+}
+
+// TestQuantizedGoldens decodes weights to what ONNX Runtime multiplies with.
+func TestQuantizedGoldens(t *testing.T) {
+	dir := corpus(t, "onnx/own/quant-golden")
+	b, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index []struct {
+		Name, Op        string
+		Shape           []int64
+		MaxAbsVsFormula float64
+	}
+	if err := json.Unmarshal(b, &index); err != nil {
+		t.Fatal(err)
+	}
+	if len(index) < 35 {
+		t.Fatalf("only %d cases", len(index))
+	}
+	for _, c := range index {
+		m, err := Open(filepath.Join(dir, c.Name+".onnx"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		raw, err := os.ReadFile(filepath.Join(dir, c.Name+".expected.f32"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		qs := m.Quantized()
+		if len(qs) != 1 || qs[0].Err != nil {
+			t.Errorf("%s: %+v", c.Name, qs)
+			continue
+		}
+		w := qs[0].Weight
+		got := floatsOf(t, w.Tensor("w", false))
+		if len(got) != len(raw)/4 {
+			t.Errorf("%s: %d values, want %d", c.Name, len(got), len(raw)/4)
+			continue
+		}
+		rows, cols := w.Shape[0], w.Shape[1]
+		for i := range got {
+			at := i
+			if c.Op == "MatMulNBits" { // expected is [K, N], the weight [N, K]
+				at = i%int(cols)*int(rows) + i/int(cols)
+			}
+			want := math.Float32frombits(binary.LittleEndian.Uint32(raw[4*at:]))
+			diff := math.Abs(float64(got[i]) - float64(want))
+			limit := max(c.MaxAbsVsFormula, 1e-7*math.Abs(float64(want)))
+			if c.Op == "DequantizeLinear" {
+				limit = 0
+			}
+			if diff > limit {
+				t.Errorf("%s: element %d is %v, want %v", c.Name, i, got[i], want)
+				break
+			}
+		}
+	}
+}
+
+// TestDequantizeLinearNodes decodes the inputs of the ONNX backend tests to their outputs.
+func TestDequantizeLinearNodes(t *testing.T) {
+	dirs, err := filepath.Glob(filepath.Join(corpus(t, "onnx/onnx-node-v1.22.0"), "test_dequantizelinear*"))
+	if err != nil || len(dirs) < 10 {
+		t.Fatalf("%d cases, %v", len(dirs), err)
+	}
+	for _, dir := range dirs {
+		load := func(name string) *tensor.Tensor {
+			b, err := os.ReadFile(filepath.Join(dir, "test_data_set_0", name))
+			if err != nil {
+				return nil
+			}
+			m, err := parse(t, modelOf(str(5, b, text(8, name))), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := m.Tensors()[0]
+			return &x
+		}
+		m, err := Open(filepath.Join(dir, "model.onnx"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		n := m.Graph().Nodes[0]
+		w, err := onnxquant.Linear{
+			Axis: n.Int("axis", 1), Block: n.Int("block_size", 0), Codes: load("input_0.pb"), Scale: load("input_1.pb"), Zero: load("input_2.pb"),
+		}.Open()
+		if err != nil {
+			t.Errorf("%s: %v", filepath.Base(dir), err)
+			continue
+		}
+		got, want := w.Tensor("w", false), load("output_0.pb")
+		if got.DType != want.DType || !got.Shape.Equal(want.Shape) {
+			t.Errorf("%s: %s%v, want %s%v", filepath.Base(dir), got.DType, got.Shape, want.DType, want.Shape)
+			continue
+		}
+		a, b := floatsOf(t, got), floatsOf(t, *want)
+		for i := range a {
+			if a[i] != b[i] {
+				t.Errorf("%s: element %d is %v, want %v", filepath.Base(dir), i, a[i], b[i])
+				break
+			}
+		}
+	}
+}
+
+// TestQuantizedRefused is about nodes whose weight cannot be read.
+func TestQuantizedRefused(t *testing.T) {
+	attr := func(name string, v int64) []byte { return str(5, text(1, name), num(3, v), num(20, 2)) }
+	node := func(in []string, attrs ...[]byte) []byte {
+		return str(1, nodeOf("MatMulNBits", in, []string{"y"}, append(attrs, text(7, "com.microsoft"), attr("K", 32), attr("N", 2), attr("block_size", 32))...))
+	}
+	codes, scales := str(5, proto("w", 2, make([]byte, 32), 2, 1, 16)), str(5, proto("s", 1, make([]byte, 8), 2))
+	for _, c := range []struct {
+		name, code, message string
+		graph               [][]byte
+	}{
+		{"sound", "", "", [][]byte{node([]string{"x", "w", "s"}), codes, scales}},
+		{"prepacked", "scheme.unsupported", "packed for one provider", [][]byte{node([]string{"x", "w", "s"}, attr("weight_prepacked", 1)), codes, scales}},
+		{"g_idx", "scheme.unsupported", "g_idx", [][]byte{node([]string{"x", "w", "s", "", "g"}), codes, scales, str(5, proto("g", 6, make([]byte, 128), 32))}},
+		{"bits", "scheme.unsupported", "3 bits", [][]byte{node([]string{"x", "w", "s"}, attr("bits", 3)), codes, scales}},
+		{"scales", "scheme.bad_shape", "wrong number", [][]byte{node([]string{"x", "w", "s"}), codes, str(5, proto("s", 1, make([]byte, 12), 3))}},
+		{"codes", "scheme.bad_shape", "wrong number", [][]byte{node([]string{"x", "w", "s"}), str(5, proto("w", 2, make([]byte, 16), 1, 1, 16)), scales}},
+		{"computed", "scheme.missing_part", "computed", [][]byte{node([]string{"x", "w", "t"}), codes}},
+	} {
+		m, err := parse(t, modelOf(c.graph...), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		qs := m.Quantized()
+		if len(qs) != 1 {
+			t.Errorf("%s: %d weights", c.name, len(qs))
+			continue
+		}
+		f := finding.Of(qs[0].Err)
+		if c.code == "" {
+			if f != nil || !qs[0].Weight.Shape.Equal(tensor.Shape{2, 32}) {
+				t.Errorf("%s: %v %v", c.name, f, qs[0].Weight)
+			}
+			continue
+		}
+		if f == nil || f.Code != c.code || !strings.Contains(f.Error(), c.message) {
+			t.Errorf("%s: %v, want %s %q", c.name, f, c.code, c.message)
+		}
+	}
+}

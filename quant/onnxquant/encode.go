@@ -1,0 +1,366 @@
+package onnxquant
+
+import (
+	"math"
+	"sync"
+
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/tensor"
+)
+
+// An Encoding stores rows of a weight in its own scheme, by rounding to nearest as ONNX Runtime's own
+// quantizers do:
+//
+//   - in blocks without zero points, s = −m/2^(bits−1), where m is the value of the largest magnitude;
+//   - in blocks with zero points, s = (max−min)/(2^bits−1) and z = round(−min/s), 0 counted among the values;
+//   - without blocks, s = max|w|/(2^(bits−1)−1) where the zero points are 0, and as above where they are not.
+//
+// The scale is rounded to its type first. Values in blocks are rounded half away from zero, others half to
+// even. Numbers of rows are those of the matrix whose rows run over all dimensions but the last. It may be
+// used from several goroutines.
+type Encoding struct {
+	w        *Weight
+	together int64 // rows a block
+	whole    bool  // scales are for all rows
+	scale    quant.Codec
+	// symmetric: there are no zero points to be chosen, they are all in the middle.
+	symmetric bool
+
+	once   sync.Once
+	ranges []extremes // when measured
+	err    error
+}
+
+// maxBlock is the largest number of elements that are encoded together.
+const maxBlock = 16 << 20
+
+// Encoding is how the weight is stored again, or nil where that is not offered: floats, fixed zero points
+// at the end of the range, and scales that are exponents.
+func (w *Weight) Encoding() (*Encoding, error) {
+	if w.coding.values != nil || w.Parts[1].DType == tensor.F8E8M0 || w.coding.bits > 8 {
+		return nil, nil
+	}
+	if !w.zeros.stored && !w.coding.signed && w.zeros.constant == 0 {
+		return nil, nil
+	}
+	e := &Encoding{w: w, together: 1}
+	e.scale, _ = quant.Of(w.Parts[1].DType)
+	g := &w.grid
+	outer := w.rows * w.cols / (g.axis * g.inner)
+	switch {
+	case g.one, !g.each && (g.inner == 1 || outer > 1):
+		e.whole = true
+	case !g.each:
+		e.together = g.inner / w.cols
+	case g.inner > 1:
+		e.together = g.block * g.inner / w.cols
+		if outer > 1 && g.axis%g.block != 0 {
+			e.together = g.axis * g.inner / w.cols
+		}
+	}
+	if e.together > maxBlock/w.cols {
+		return nil, nil
+	}
+	for step := e.together; e.together < 8*step && !e.aligned(); {
+		e.together += step
+	}
+	if !e.aligned() && e.together < w.rows {
+		return nil, nil
+	}
+	return e, e.findSymmetry()
+}
+
+// aligned reports whether blocks of rows begin with a byte in all parts.
+func (e *Encoding) aligned() bool {
+	w := e.w
+	if e.together*w.stride*w.coding.bits%8 != 0 {
+		return false
+	}
+	if e.whole || !w.zeros.stored || w.zeros.floats {
+		return true
+	}
+	_, hi := w.grid.span(0, e.together*w.cols)
+	return w.zeros.at(hi)*w.coding.bits%8 == 0
+}
+
+// findSymmetry finds out whether stored zero points are all 0, so that they stay so.
+func (e *Encoding) findSymmetry() error {
+	w := e.w
+	e.symmetric = !w.zeros.stored
+	if !w.zeros.stored || w.zeros.floats || !w.coding.signed {
+		return nil
+	}
+	e.symmetric = true
+	const step = 1 << 16
+	b := make([]byte, min(step, w.Parts[2].Size))
+	for off := int64(0); off < w.Parts[2].Size; off += step {
+		b := b[:min(step, w.Parts[2].Size-off)]
+		if _, err := w.Parts[2].ReadAt(b, off); err != nil {
+			return err
+		}
+		for _, c := range b {
+			e.symmetric = e.symmetric && c == 0
+		}
+	}
+	return nil
+}
+
+// Parts is how many tensors hold the rows: codes, scales, zero points.
+func (e *Encoding) Parts() int { return len(e.w.Parts) }
+
+// Block is the number of rows that are encoded together: from a multiple of it on, as many as a multiple
+// of it or to the end of the weight.
+func (e *Encoding) Block() int64 { return e.together }
+
+// Extent is the place of rows in a part, in bytes: n rows from first on, whole blocks.
+func (e *Encoding) Extent(part int, first, n int64) (off, size int64) {
+	w := e.w
+	t := &w.Parts[part]
+	if part == 0 {
+		off = first * w.stride * w.coding.bits / 8
+		return off, ceil((first+n)*w.stride*w.coding.bits, 8) - off
+	}
+	if e.whole {
+		if first > 0 {
+			return 0, 0 // written with the first rows
+		}
+		return 0, t.Size
+	}
+	lo, hi := w.grid.span(first*w.cols, (first+n)*w.cols)
+	if !w.grid.each {
+		lo, hi = first/e.perScale(), (first+n)/e.perScale()
+	}
+	if part == 1 || w.zeros.floats {
+		size := int64(t.DType.BlockBytes())
+		return lo * size, (hi - lo) * size
+	}
+	off = w.zeros.at(lo) * w.coding.bits / 8
+	if hi == w.grid.count {
+		return off, t.Size - off
+	}
+	return off, w.zeros.at(hi)*w.coding.bits/8 - off
+}
+
+// perScale is the number of rows under one scale, where scales are by rows.
+func (e *Encoding) perScale() int64 { return e.w.grid.inner / e.w.cols }
+
+// scales is the range of scales that rows have.
+func (e *Encoding) scales(first, n int64) (lo, hi int64) {
+	switch {
+	case e.whole:
+		return 0, e.w.grid.count
+	case !e.w.grid.each:
+		return first / e.perScale(), (first + n) / e.perScale()
+	}
+	return e.w.grid.span(first*e.w.cols, (first+n)*e.w.cols)
+}
+
+// extremes are what a scale is made from.
+type extremes struct{ least, most float32 }
+
+func (x *extremes) add(v []float32) {
+	for _, f := range v {
+		x.least, x.most = min(x.least, f), max(x.most, f) // NaN stays
+	}
+}
+
+// gather adds rows to the ranges of their scales, the first of which is lo.
+func (e *Encoding) gather(to []extremes, rows []float32, first, lo int64) {
+	for r := int64(0); r*e.w.cols < int64(len(rows)); r++ {
+		row := rows[r*e.w.cols:][:e.w.cols]
+		e.w.grid.runs((first+r)*e.w.cols, e.w.cols, func(g, j, n int64) { to[g-lo].add(row[j : j+n]) })
+	}
+}
+
+// Measure shows the encoding all rows in order where a scale is for rows that are not encoded together.
+// next returns the following rows and the number of the first, or no rows at the end. Only the first call
+// counts.
+func (e *Encoding) Measure(next func() ([]float32, int64, error)) error {
+	if !e.whole {
+		return nil
+	}
+	e.once.Do(func() {
+		e.ranges = make([]extremes, e.w.grid.count)
+		for {
+			rows, first, err := next()
+			if err != nil {
+				e.err = err
+				return
+			}
+			if len(rows) == 0 {
+				return
+			}
+			e.gather(e.ranges, rows, first, 0)
+		}
+	})
+	return e.err
+}
+
+// Encode stores whole blocks from row first on. dst are their extents in the parts. A value or a scale that
+// is not finite is a *finding.Finding without file and tensor.
+func (e *Encoding) Encode(dst [][]byte, rows []float32, first int64) error {
+	w := e.w
+	n := int64(len(rows)) / w.cols
+	lo, hi := e.scales(first, n)
+	ranges := e.ranges
+	if !e.whole {
+		ranges = make([]extremes, hi-lo)
+		e.gather(ranges, rows, first, lo)
+	}
+	scales, zero, stored, err := e.choose(ranges)
+	if err != nil {
+		return err
+	}
+	copy(dst[1], stored)
+	if err := e.putZeros(dst, zero, lo); err != nil {
+		return err
+	}
+	e.putCodes(dst[0], rows, scales, zero, first, lo)
+	return nil
+}
+
+// choose finds the scales, as they are stored, and the zero points of ranges.
+func (e *Encoding) choose(ranges []extremes) (scales, zero []float32, stored []byte, err error) {
+	scales, zero = make([]float32, len(ranges)), make([]float32, len(ranges))
+	for i, x := range ranges {
+		if x.least-x.least != 0 || x.most-x.most != 0 {
+			return nil, nil, nil, finding.Errorf("quant.nonfinite_value", "", "a value is not finite, so that there is no scale for it")
+		}
+		scales[i] = e.scaleOf(x)
+	}
+	stored = make([]byte, len(scales)*e.scale.DType().BlockBytes())
+	if err := e.scale.Encode(stored, scales); err != nil {
+		return nil, nil, nil, err
+	}
+	e.scale.Decode(scales, stored)
+	for i, s := range scales {
+		if s-s != 0 {
+			return nil, nil, nil, finding.Errorf("quant.scale_overflow", "", "a scale overflows %s", e.scale.DType())
+		}
+		zero[i] = e.zeroOf(ranges[i], s)
+	}
+	return scales, zero, stored, nil
+}
+
+// scaleOf is the scale of a range, before it is rounded.
+func (e *Encoding) scaleOf(x extremes) float32 {
+	low, high := e.w.coding.limits()
+	blocks := e.w.grid.each
+	switch {
+	case e.symmetric && blocks:
+		m := x.most
+		if -x.least > x.most {
+			m = x.least
+		}
+		return -m / float32(int32(1)<<(e.w.coding.bits-1))
+	case e.symmetric:
+		return float32(2 * float64(max(x.most, -x.least)) / float64(2*high))
+	case blocks:
+		return (x.most - x.least) / float32(high-low)
+	}
+	return float32((float64(x.most) - float64(x.least)) / float64(high-low))
+}
+
+// zeroOf is the zero point of a range under its scale.
+func (e *Encoding) zeroOf(x extremes, s float32) float32 {
+	low, high := e.w.coding.limits()
+	switch {
+	case e.symmetric:
+		return float32(e.w.zeros.constant)
+	case s == 0:
+		return float32(max(low, 0))
+	case e.w.zeros.floats:
+		return -x.least / s
+	}
+	return max(float32(low), min(float32(high), e.round(float32(low)-x.least/s)))
+}
+
+func (e *Encoding) round(v float32) float32 {
+	if e.w.grid.each {
+		return float32(math.Round(float64(v)))
+	}
+	return float32(math.RoundToEven(float64(v)))
+}
+
+// putZeros stores the zero points; those that are floats come back as they are stored.
+func (e *Encoding) putZeros(dst [][]byte, zero []float32, lo int64) error {
+	w := e.w
+	if !w.zeros.stored || len(dst[2]) == 0 {
+		return nil
+	}
+	if w.zeros.floats {
+		codec, _ := quant.Of(w.Parts[2].DType)
+		if err := codec.Encode(dst[2], zero); err != nil {
+			return err
+		}
+		codec.Decode(zero, dst[2])
+		return nil
+	}
+	clear(dst[2])
+	from := w.zeros.at(lo)
+	for i, z := range zero {
+		w.coding.put(dst[2], w.zeros.at(lo+int64(i))-from, int32(z))
+	}
+	return nil
+}
+
+func (e *Encoding) putCodes(dst []byte, rows, scales, zero []float32, first, lo int64) {
+	w := e.w
+	low, high := w.coding.limits()
+	if e.symmetric && !w.grid.each {
+		low = -high
+	}
+	clear(dst)
+	for r := int64(0); r*w.cols < int64(len(rows)); r++ {
+		row, at := rows[r*w.cols:][:w.cols], r*w.stride
+		w.grid.runs((first+r)*w.cols, w.cols, func(g, j, n int64) {
+			s, z := scales[g-lo], zero[g-lo]
+			inverse := float32(0)
+			if s != 0 {
+				inverse = max(-math.MaxFloat32, min(math.MaxFloat32, 1/s))
+			}
+			for k, v := range row[j : j+n] {
+				q := v * inverse
+				if !w.grid.each {
+					q = 0
+					if s != 0 {
+						q = v / s
+					}
+				}
+				q = e.round(float32(q) + z)
+				w.coding.put(dst, at+j+int64(k), int32(max(float32(low), min(float32(high), q))))
+			}
+		})
+	}
+}
+
+// Decode is what whole blocks from row first on decode to.
+func (e *Encoding) Decode(rows []float32, src [][]byte, first int64) {
+	w := e.w
+	n := int64(len(rows)) / w.cols
+	lo, hi := e.scales(first, n)
+	if e.whole {
+		// They were measured, and lie with the first rows only.
+		if scales, zero, _, err := e.choose(e.ranges); err == nil {
+			w.apply(rows, src[0], 0, scales, zero, 0, first)
+		}
+		return
+	}
+	scales := make([]float32, hi-lo)
+	e.scale.Decode(scales, src[1])
+	var zero []float32
+	if w.zeros.stored {
+		zero = make([]float32, hi-lo)
+		if w.zeros.floats {
+			codec, _ := quant.Of(w.Parts[2].DType)
+			codec.Decode(zero, src[2])
+		} else {
+			from := w.zeros.at(lo)
+			for i := range zero {
+				zero[i] = w.coding.value(src[2], w.zeros.at(lo+int64(i))-from)
+			}
+		}
+	}
+	w.apply(rows, src[0], 0, scales, zero, lo, first)
+}
