@@ -82,7 +82,7 @@ func TestRealLists(t *testing.T) {
 			if err != nil || len(rest) > 0 {
 				t.Fatalf("unexplained: %q, %v", rest, err)
 			}
-			family, n := choose(sites)
+			family, n, _ := choose(sites)
 			if family == nil || n != len(sites) {
 				for _, s := range sites {
 					if _, _, ok := s.find(family); !ok {

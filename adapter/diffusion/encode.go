@@ -96,7 +96,7 @@ func (e *encoder) canonical() error {
 	}
 	e.family = naming.DiffusionFamilyNamed(e.a.Arch)
 	if e.family == nil {
-		family, known := choose(sites)
+		family, known, _ := choose(sites)
 		switch {
 		case known == len(sites):
 			e.family = family
@@ -104,7 +104,13 @@ func (e *encoder) canonical() error {
 			return e.alone()
 		default:
 			d := &decoder{file: e.a.Path, sites: sites}
-			missing := slices.DeleteFunc(slices.Clone(sites), func(s *site) bool { _, _, ok := s.find(family); return family != nil && ok })
+			missing := slices.DeleteFunc(slices.Clone(sites), func(s *site) bool {
+				if family == nil {
+					return false
+				}
+				_, _, ok := s.find(family)
+				return ok
+			})
 			return d.unknown(missing, family)
 		}
 	}

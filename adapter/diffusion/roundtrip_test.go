@@ -50,7 +50,7 @@ func weight(r *rand.Rand, name string, shape ...int64) adapter.Weight {
 	for i := range v {
 		v[i] = float32(r.IntN(2001)-1000) / 1024
 	}
-	return adapter.Weight{Spec: tensor.Spec{Name: name, DType: tensor.F32, Shape: shape}, Values: adapter.FromValues(n/cols, cols, v)}
+	return adapter.Weight{Spec: tensor.Spec{Name: name, DType: tensor.F32, Shape: shape}, Values: adapter.FromValues(shape[0], cols, v)}
 }
 
 func alphaTensor(name string, v float32) adapter.Weight {

@@ -126,7 +126,8 @@ func (s *site) fits(n naming.DiffusionName, parts []int) bool {
 // choose finds the family that knows most of the sites, among those the one that fits most of their sizes, then
 // of their kernels, and then one whose original checkpoint has the names that stand in the file without a
 // prefix. The families that share names stand in the order of naming.DiffusionFamilies.
-func choose(sites []*site) (family *naming.DiffusionFamily, known int) {
+// Others are those that fit as well.
+func choose(sites []*site) (family *naming.DiffusionFamily, known int, others []string) {
 	var best [4]int
 	for _, f := range naming.DiffusionFamilies() {
 		var score [4]int
@@ -146,17 +147,21 @@ func choose(sites []*site) (family *naming.DiffusionFamily, known int) {
 				score[3]++
 			}
 		}
-		if score[0] > 0 && slices.Compare(score[:], best[:]) > 0 {
-			family, best = f, score
+		switch c := slices.Compare(score[:], best[:]); {
+		case score[0] == 0:
+		case c > 0:
+			family, best, others = f, score, nil
+		case c == 0:
+			others = append(others, f.Name)
 		}
 	}
-	return family, best[0]
+	return family, best[0], others
 }
 
 // resolve gives every site the module it stands for: by the family, or where a base is at hand and the family
 // does not know them all, by the base's own names.
 func (d *decoder) resolve() error {
-	family, known := choose(d.sites)
+	family, known, others := choose(d.sites)
 	if known < len(d.sites) && d.opt.Base != nil {
 		base, err := d.opt.Base()
 		if err != nil {
@@ -174,6 +179,12 @@ func (d *decoder) resolve() error {
 		if s.name, s.parts, ok = s.find(family); !ok {
 			missing = append(missing, s)
 		}
+	}
+	if len(others) > 0 {
+		d.findings = append(d.findings, finding.Finding{
+			Code: "adapter.ambiguous_family", Level: finding.Info, File: d.file,
+			Message: fmt.Sprintf("the modules fit %s, and as well %s; the first is taken", family.Name, strings.Join(others, ", ")),
+		})
 	}
 	if len(missing) == 0 {
 		return nil
