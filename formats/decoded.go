@@ -71,8 +71,8 @@ func (d *Decoded) Stored() []tensor.Tensor { return d.Model.Tensors() }
 func (d *Decoded) Scheme() string {
 	var names []string
 	for _, t := range d.view.Tensors {
-		if s := d.view.Packed[t.Name]; s != "" && !slices.Contains(names, s) {
-			names = append(names, s)
+		if w := d.view.Packed[t.Name]; w != nil && !slices.Contains(names, w.Scheme) {
+			names = append(names, w.Scheme)
 		}
 	}
 	if len(names) > 3 {
@@ -82,10 +82,12 @@ func (d *Decoded) Scheme() string {
 }
 
 // Findings are the warnings about the model and its quantization, and a note that it is decoded.
-func (d *Decoded) Findings() []finding.Finding {
+func (d *Decoded) Findings() []finding.Finding { return d.findings("decoded to float") }
+
+func (d *Decoded) findings(what string) []finding.Finding {
 	note := finding.Finding{
 		Code: "scheme.decoded", Level: finding.Info, File: d.Path(),
-		Message: fmt.Sprintf("%d weights are stored as %s and decoded to float", len(d.view.Packed), d.Scheme()),
+		Message: fmt.Sprintf("%d weights are stored as %s and %s", len(d.view.Packed), d.Scheme(), what),
 	}
 	return slices.Concat(d.Model.Findings(), d.view.Findings, []finding.Finding{note})
 }

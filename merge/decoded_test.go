@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/adapter/dialect"
-	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
@@ -220,16 +219,5 @@ func TestQuantizedOutput(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(out, "tokenizer.json")); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestQuantizedKeep checks that the base's own scheme is not promised.
-func TestQuantizedKeep(t *testing.T) {
-	quantized, _ := twins(t)
-	base := decode(t, quantized)
-	in := []merge.Input{input(t, filepath.Join(tiny, "adapter"), 1, dialect.Options{})}
-	_, err := merge.NewPlan(base, in, merge.Options{Resolve: merge.Resolvers(base)})
-	if f := finding.Of(err); f == nil || f.Code != "merge.unsupported_type" || !strings.Contains(f.Hint, "--dtype bf16") {
-		t.Errorf("error %v", err)
 	}
 }

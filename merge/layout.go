@@ -17,9 +17,9 @@ import (
 // Layout lays the plan's output out at a path, in the format of the base it was planned for.
 func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) (*layout.Layout, error) {
 	opt.Name = filepath.Base(filepath.Clean(output))
-	specs := make([]tensor.Spec, len(p.Tensors))
+	var specs []tensor.Spec
 	for i := range p.Tensors {
-		specs[i] = p.Tensors[i].Spec()
+		specs = append(specs, p.Tensors[i].specs()...)
 	}
 	switch m := base.(type) {
 	case *onnx.Model:
@@ -48,7 +48,7 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 			}
 		}
 		return gguf.NewLayout(h, specs, opt)
-	case interface{ IsFolder() bool }: // safetensors, decoded or not
+	case interface{ IsFolder() bool }: // safetensors, decoded, packed or neither
 		if p.untied && m.IsFolder() {
 			config, err := untiedConfig(base.Path())
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/quant/scheme"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -87,7 +88,11 @@ type Output struct {
 	Type       typeName     `json:"type"`
 	Shape      tensor.Shape `json:"shape"`
 	Updates    []Applied    `json:"updates"`
+	// Scheme says how source and output are packed, "" where each is one tensor; the types are then that of
+	// the packed data.
+	Scheme string `json:"scheme,omitempty"`
 
+	weight *scheme.Weight // nil where it is one tensor
 	source tensor.Tensor
 	frame  adapter.Frame
 	ops    []adapter.Op
@@ -101,7 +106,7 @@ type typeName tensor.DType
 
 func (t typeName) MarshalJSON() ([]byte, error) { return json.Marshal(tensor.DType(t).String()) }
 
-// Spec is what the output's layout needs to know of the tensor.
+// Spec is what the output's layout needs to know of the tensor, where it is one.
 func (o *Output) Spec() tensor.Spec {
 	return tensor.Spec{Name: o.Name, DType: tensor.DType(o.Type), Shape: o.Shape}
 }
@@ -112,7 +117,8 @@ func (o *Output) Ops() ([]adapter.Op, adapter.Frame) { return o.ops, o.frame }
 // Places are where the updates land, parallel to Updates.
 func (o *Output) Places() []naming.Place { return o.places }
 
-// Source is the tensor the output is made from: the base's, or the adapter's where it replaces the base's.
+// Source is the tensor the output is made from: the base's, decoded where that is packed, or the adapter's where
+// it replaces the base's.
 func (o *Output) Source() tensor.Tensor { return o.source }
 
 // copies reports whether the tensor's bytes are the source's.
@@ -141,5 +147,5 @@ type Pair struct {
 	Reason  string   `json:"reason,omitempty"`
 }
 
-// Quantized reports whether the base stores the tensor in a block type.
-func (o *Output) Quantized() bool { return tensor.DType(o.SourceType).IsBlock() }
+// Quantized reports whether the base stores the tensor in a block type, or packed.
+func (o *Output) Quantized() bool { return o.weight != nil || tensor.DType(o.SourceType).IsBlock() }

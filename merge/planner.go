@@ -14,16 +14,13 @@ import (
 // NewPlan matches every update of the inputs with the base's tensors. All problems are collected in the
 // plan's Findings; when one of them is an error, the plan is returned with an error that is the first.
 func NewPlan(base Base, inputs []Input, opt Options) (*Plan, error) {
-	p := &planner{base: base, opt: opt, plan: &Plan{typed: opt.TypeOf != nil}, index: map[string]int{}}
+	p := &planner{base: base, opt: opt, plan: &Plan{typed: opt.TypeOf != nil}, index: map[string]int{}, refused: map[string]bool{}}
 	for _, t := range base.Tensors() {
 		p.index[t.Name] = len(p.plan.Tensors)
-		p.plan.Tensors = append(p.plan.Tensors, Output{
-			Name: t.Name, SourceType: typeName(t.DType), Shape: t.Shape, Updates: []Applied{}, source: t,
-		})
+		p.plan.Tensors = append(p.plan.Tensors, p.newOutput(t))
 	}
 	p.updates = make([][]bound, len(p.plan.Tensors))
 	p.tie = findTie(base)
-	p.refusePacked()
 	for _, in := range inputs {
 		p.plan.Findings = append(p.plan.Findings, in.Adapter.Findings...)
 		if err := p.match(in); err != nil {
@@ -66,7 +63,8 @@ type planner struct {
 	plan    *Plan
 	index   map[string]int
 	updates [][]bound
-	tie     *tie // nil unless the base ties its embeddings
+	tie     *tie            // nil unless the base ties its embeddings
+	refused map[string]bool // schemes that are not written
 	applied int
 	first   *finding.Finding
 }
@@ -167,6 +165,9 @@ func (p *planner) bind(i int) {
 		return
 	}
 	for _, b := range ups {
+		if out.weight != nil && out.weight.Turned {
+			b = turned(b)
+		}
 		if err := p.bindOne(out, b); err != nil {
 			f := finding.Of(err)
 			if f == nil {

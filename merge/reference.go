@@ -3,7 +3,6 @@ package merge
 import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/quant"
-	"github.com/loratool/loratool/tensor"
 )
 
 // A Reference recomputes rows of an updated tensor from the plan's inputs, for checks.
@@ -14,9 +13,12 @@ type Reference struct {
 
 // Reference loads the tensor's updates. Close releases them.
 func (o *Output) Reference() (*Reference, error) {
-	t := &task{out: o, frame: o.frame}
+	t := &task{out: o, source: o.source, frame: o.frame}
 	t.decode, _ = quant.Of(o.source.DType)
 	var err error
+	if o.weight != nil {
+		t.encode = o.weight.Encoding
+	}
 	if t.inRow, err = o.source.DType.Bytes(t.frame.Cols); err != nil {
 		return nil, err
 	}
@@ -37,7 +39,7 @@ func (r *Reference) Close() {
 // arithmetic, and the same in float64.
 func (r *Reference) Rows(first, n int64) (base, merged []float32, exact []float64, err error) {
 	in := make([]byte, n*r.t.inRow)
-	if _, err := r.t.out.source.ReadAt(in, first*r.t.inRow); err != nil {
+	if _, err := r.t.source.ReadAt(in, first*r.t.inRow); err != nil {
 		return nil, nil, nil, r.t.fault(err)
 	}
 	base = make([]float32, n*r.frame.Cols)
@@ -66,6 +68,3 @@ func (r *Reference) Products() ([]adapter.Product, bool) {
 	}
 	return ps, len(ps) > 0
 }
-
-// RowBytes is the size of a row of the frame in the output's type.
-func (o *Output) RowBytes() (int64, error) { return tensor.DType(o.Type).Bytes(o.frame.Cols) }

@@ -9,7 +9,8 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 )
 
-// A Writer takes the bytes of an output's tensors: item i is tensor i of the plan.
+// A Writer takes the bytes of an output's tensors: items are the tensors of the plan in order, each packed one
+// as many items as it has parts.
 type Writer interface {
 	WriteAt(item int, p []byte, off int64) error
 }
@@ -43,14 +44,17 @@ func Run(ctx context.Context, p *Plan, l *layout.Layout, w Writer, opt RunOption
 	slab := min(maxSlab, max(minSlab, memory/int64(2*jobs)))
 
 	var tensors []*task
+	item := 0
 	for i := range p.Tensors {
-		if l.Items[i].Size > 0 {
-			t, err := newTask(&p.Tensors[i], i, slab)
+		out := &p.Tensors[i]
+		if out.weight != nil || l.Items[item].Size > 0 {
+			ts, err := newTasks(out, item, slab)
 			if err != nil {
 				return nil, err
 			}
-			tensors = append(tensors, t)
+			tensors = append(tensors, ts...)
 		}
+		item += len(out.specs())
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan piece)
@@ -90,6 +94,9 @@ func Run(ctx context.Context, p *Plan, l *layout.Layout, w Writer, opt RunOption
 	}
 	var stats []Stats
 	for _, t := range tensors {
+		if t.rest {
+			continue
+		}
 		if len(t.out.Updates) > 0 {
 			stats = append(stats, t.stats())
 		}
@@ -109,6 +116,7 @@ type piece struct {
 // buffers belong to one worker and are reused for every slab.
 type buffers struct {
 	in, out      []byte
+	dst          [][]byte
 	w0, w1, back []float32
 }
 

@@ -91,7 +91,10 @@ func (t *task) total() (all sums) {
 }
 
 func (t *task) stored() Stored {
-	r := Stored{Tensor: t.out.Name, SourceType: tensor.DType(t.out.SourceType).String(), Type: tensor.DType(t.out.Type).String(), Bytes: t.size}
+	r := Stored{Tensor: t.out.Name, SourceType: tensor.DType(t.out.SourceType).String(), Type: t.out.stored(), Bytes: t.size}
+	if t.out.weight != nil {
+		r.SourceType = r.Type
+	}
 	all := t.total()
 	if all.whole > 0 {
 		r.RMSE = math.Sqrt(all.noise / all.whole)
@@ -106,7 +109,7 @@ func (t *task) stored() Stored {
 // stats sums a task's measurements of its update up.
 func (t *task) stats() Stats {
 	all := t.total()
-	r := Stats{Tensor: t.out.Name, Module: t.out.Updates[0].Module, Type: tensor.DType(t.out.Type).String(), Retention: 1}
+	r := Stats{Tensor: t.out.Name, Module: t.out.Updates[0].Module, Type: t.out.stored(), Retention: 1}
 	switch {
 	case len(t.out.ops) == 0: // replaced as a whole
 	case all.delta == 0:
@@ -124,16 +127,19 @@ func (t *task) stats() Stats {
 
 // notFinite is the index of the first value that is NaN or infinite, or -1.
 func notFinite(w []float32) int {
-	if kernel.MagnitudeBits(w) < 0x7f800000 {
+	if kernel.MagnitudeBits(w) < infinite {
 		return -1
 	}
 	return slices.IndexFunc(w, func(f float32) bool { return f-f != 0 })
 }
 
-// limitOf is the bits of the smallest magnitude that does not fit a type: that no longer rounds to the
-// type's largest value. Block types scale, so only infinities and NaN do not fit them.
-func limitOf(t tensor.DType) uint32 {
-	switch t {
+// limit is the bits of the smallest magnitude that does not fit how the output is stored: that no longer
+// rounds to its type's largest value. What shares scales takes any, so only infinities and NaN do not fit.
+func (o *Output) limit() uint32 {
+	if o.shares() {
+		return infinite
+	}
+	switch tensor.DType(o.Type) {
 	case tensor.F16:
 		return math.Float32bits(65520)
 	case tensor.BF16:
@@ -145,14 +151,16 @@ func limitOf(t tensor.DType) uint32 {
 	case tensor.F8E5M2, tensor.F8E5M2FNUZ:
 		return math.Float32bits(61440)
 	}
-	return 0x7f800000
+	return infinite
 }
 
-// overflow returns the index of a value that does not fit the type although the base's was finite, else -1.
-func overflow(base, w []float32, t tensor.DType) int {
-	limit := limitOf(t)
+// infinite is the bits of an infinity.
+const infinite = 0x7f800000
+
+// overflow returns the index of a value from a limit on although the base's was finite, else -1.
+func overflow(base, w []float32, limit uint32) int {
 	for i, f := range w {
-		if math.Float32bits(f)&0x7fffffff >= limit && math.Float32bits(base[i])&0x7fffffff < 0x7f800000 {
+		if math.Float32bits(f)&0x7fffffff >= limit && math.Float32bits(base[i])&0x7fffffff < infinite {
 			return i
 		}
 	}

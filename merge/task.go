@@ -9,21 +9,25 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/quant/scheme"
 	"github.com/loratool/loratool/tensor"
 )
 
-// A task is one tensor on its way from source to output.
+// A task is one tensor on its way from source to output, or a part of a packed tensor that is copied.
 type task struct {
-	out   *Output
-	item  int
-	frame adapter.Frame // rows are whole blocks of both types
+	out    *Output
+	source tensor.Tensor
+	item   int           // of the first part
+	frame  adapter.Frame // rows are whole blocks of both types
+	rest   bool          // the tensor has an earlier task, which stands for it
 
-	decode, encode quant.Codec
-	inRow, outRow  int64 // bytes of a row
-	size           int64 // bytes of the output
-	raw            bool  // bytes are copied unseen
-	slabRows       int64
-	slabs          int64
+	decode quant.Codec
+	encode scheme.Encoding // nil: bytes are copied unseen
+	inRow  int64           // bytes of a row
+	size   int64           // bytes of the output, all parts
+
+	slabRows int64
+	slabs    int64
 
 	load   sync.Once
 	err    error
@@ -35,43 +39,71 @@ type task struct {
 // copyUnit is the row length of a tensor that is copied: any stretch of bytes will do.
 const copyUnit = 4096
 
-func newTask(out *Output, item int, slab int64) (*task, error) {
-	t := &task{out: out, item: item, frame: out.frame}
-	size, err := out.Spec().Bytes()
-	if err != nil {
+// newTasks makes the tasks that fill an output's items, the first of which is item.
+func newTasks(out *Output, item int, slab int64) ([]*task, error) {
+	var size int64
+	for _, s := range out.specs() {
+		n, err := s.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		size += n
+	}
+	sources := []tensor.Tensor{out.source}
+	if out.weight != nil {
+		sources = out.weight.Parts
+	}
+	var tasks []*task
+	if _, readable := quant.Of(out.source.DType); !out.copies() || out.finite && readable && out.weight == nil {
+		t, err := newTask(out, item, slab)
+		if err != nil {
+			return nil, err
+		}
+		tasks, sources = append(tasks, t), sources[t.encode.Parts():]
+		item += t.encode.Parts()
+	}
+	for i, src := range sources {
+		t := &task{out: out, source: src, item: item + i, inRow: copyUnit, frame: adapter.Frame{Rows: (src.Size + copyUnit - 1) / copyUnit, Cols: copyUnit}}
+		t.cut(slab / copyUnit)
+		tasks = append(tasks, t)
+	}
+	for i, t := range tasks {
+		t.size, t.rest = size, i > 0
+	}
+	return tasks, nil
+}
+
+// newTask makes a task that encodes.
+func newTask(out *Output, item int, slab int64) (t *task, err error) {
+	t = &task{out: out, source: out.source, item: item, frame: out.frame}
+	t.decode, _ = quant.Of(out.source.DType)
+	if len(out.ops) == 0 && out.importance == nil {
+		t.frame = flat(t.frame)
+	}
+	if t.encode, err = out.encoding(t.frame.Cols); err != nil {
 		return nil, err
 	}
-	t.size = size
-	t.decode, _ = quant.Of(out.source.DType)
-	if t.raw = out.copies() && !(out.finite && t.decode.DType() != tensor.Invalid); t.raw {
-		t.frame = adapter.Frame{Rows: (size + copyUnit - 1) / copyUnit, Cols: copyUnit}
-		t.inRow, t.outRow = copyUnit, copyUnit
-	} else {
-		t.encode, _ = quant.Of(tensor.DType(out.Type))
-		if len(out.ops) == 0 && out.importance == nil {
-			t.frame = flat(t.frame)
-		}
-		if t.inRow, err = out.source.DType.Bytes(t.frame.Cols); err != nil {
-			return nil, err
-		}
-		if t.outRow, err = tensor.DType(out.Type).Bytes(t.frame.Cols); err != nil {
-			return nil, err
-		}
-		t.sums = make([]sums, 0)
+	if t.inRow, err = out.source.DType.Bytes(t.frame.Cols); err != nil {
+		return nil, err
 	}
-	t.slabRows = max(1, slab/max(t.inRow, t.outRow))
+	_, outRow := t.encode.Extent(0, 0, 1)
+	block := t.encode.Block()
+	t.cut(max(1, slab/max(t.inRow, outRow)/block) * block)
+	t.sums = make([]sums, t.slabs)
+	// An even spread of rows measures a tensor well enough; shared scales lose more, so theirs is denser.
+	measured := int64(256)
+	if out.shares() && len(out.ops) > 0 {
+		measured = 1024
+	}
+	t.sample = max(1, t.frame.Rows/measured)
+	return t, nil
+}
+
+// cut divides the task into slabs of some rows.
+func (t *task) cut(rows int64) {
+	t.slabRows = max(1, rows)
 	t.slabs = (t.frame.Rows + t.slabRows - 1) / t.slabRows
 	t.left.Store(t.slabs)
-	if t.sums != nil {
-		t.sums = make([]sums, t.slabs)
-		// An even spread of rows measures a tensor well enough; block types lose more, so theirs is denser.
-		measured := int64(256)
-		if tensor.DType(out.Type).IsBlock() && len(out.ops) > 0 {
-			measured = 1024
-		}
-		t.sample = max(1, t.frame.Rows/measured)
-	}
-	return t, nil
 }
 
 // flat cuts rows into shorter ones where nothing depends on them, so that a slab stays small.
@@ -87,35 +119,42 @@ func flat(f adapter.Frame) adapter.Frame {
 func (t *task) run(slab int64, b *buffers, w Writer) (int64, error) {
 	first := slab * t.slabRows
 	n := min(t.slabRows, t.frame.Rows-first)
-	if t.raw {
+	if t.encode == nil {
 		return t.copy(first*copyUnit, n*copyUnit, b, w)
 	}
 	if err := t.prepare(); err != nil {
 		return 0, err
 	}
 	in := grow(&b.in, n*t.inRow)
-	if _, err := t.out.source.ReadAt(in, first*t.inRow); err != nil {
+	if _, err := t.source.ReadAt(in, first*t.inRow); err != nil {
 		return 0, t.fault(err)
 	}
-	out := grow(&b.out, n*t.outRow)
-	if err := t.transform(in, out, first, n, b, &t.sums[slab]); err != nil {
+	out, offs := extents(t.encode, first, n, &b.out)
+	if err := t.transform(in, out, offs, first, n, b, &t.sums[slab]); err != nil {
 		return 0, err
 	}
-	if err := w.WriteAt(t.item, out, first*t.outRow); err != nil {
-		return 0, err
+	written := int64(0)
+	for i, part := range out {
+		if len(part) == 0 {
+			continue
+		}
+		if err := w.WriteAt(t.item+i, part, offs[i]); err != nil {
+			return 0, err
+		}
+		written += int64(len(part))
 	}
 	if t.left.Add(-1) == 0 {
 		for _, op := range t.out.ops {
 			op.Release()
 		}
 	}
-	return int64(len(out)), nil
+	return written, nil
 }
 
 func (t *task) copy(off, n int64, b *buffers, w Writer) (int64, error) {
-	n = min(n, t.out.source.Size-off)
+	n = min(n, t.source.Size-off)
 	in := grow(&b.in, n)
-	if _, err := t.out.source.ReadAt(in, off); err != nil {
+	if _, err := t.source.ReadAt(in, off); err != nil {
 		return 0, t.fault(err)
 	}
 	return n, w.WriteAt(t.item, in, off)
@@ -123,30 +162,36 @@ func (t *task) copy(off, n int64, b *buffers, w Writer) (int64, error) {
 
 func (t *task) fault(err error) error { return fmt.Errorf("reading the base: %w", err) }
 
-// group is the number of elements worked on at once, so that three float32 copies stay in the cache.
+// group is the number of elements worked on at once, so that three float32 copies stay in the cache. What is
+// encoded together may take more.
 const group = 32 << 10
 
 // transform decodes, updates and encodes n rows, a few at a time.
-func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) error {
-	rows := max(4, group/t.frame.Cols) &^ 3 // the low-rank kernel takes four rows at a time
-	cols, target := t.frame.Cols, tensor.DType(t.out.Type)
-	w, base, back := grow(&b.w1, rows*cols), grow(&b.w0, cols), grow(&b.back, cols)
+func (t *task) transform(in []byte, out [][]byte, offs []int64, first, n int64, b *buffers, s *sums) error {
+	block := t.encode.Block()
+	rows := max(1, group/t.frame.Cols/block) * block
+	if rows > 4 && block == 1 {
+		rows &^= 3
+	}
+	cols, limit := t.frame.Cols, t.out.limit()
+	w := grow(&b.w1, min(rows, n)*cols)
+	dst := grow(&b.dst, int64(len(out)))
 	for r := int64(0); r < n; r += rows {
 		k := min(rows, n-r)
-		w := w[:k*cols]
-		src, dst := in[r*t.inRow:(r+k)*t.inRow], out[r*t.outRow:(r+k)*t.outRow]
+		w, src := w[:k*cols], in[r*t.inRow:(r+k)*t.inRow]
+		within(dst, t.encode, out, offs, first+r, k)
 		t.decode.Decode(w, src)
 		if i := t.unfit(w); i >= 0 {
 			return t.notFinite(w[i], (first+r)*cols+int64(i))
 		}
 		if t.out.copies() {
-			copy(dst, src)
+			copy(dst[0], src)
 			continue
 		}
 		for _, op := range t.out.ops {
 			op.Apply(w, first+r)
 		}
-		if kernel.MagnitudeBits(w) >= limitOf(target) { // else nothing overflows
+		if kernel.MagnitudeBits(w) >= limit { // else nothing overflows
 			if err := t.overflow(src, w, first+r); err != nil {
 				return err
 			}
@@ -154,21 +199,33 @@ func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) er
 		if err := t.encodeRows(dst, w, first+r); err != nil {
 			return err
 		}
-		for i := range k {
-			if (first+r+i)%t.sample != 0 {
-				continue
-			}
-			row := w[i*cols:][:cols]
-			t.encode.Decode(back, dst[i*t.outRow:(i+1)*t.outRow])
-			if len(t.out.ops) == 0 {
-				s.addRounding(row, back)
-				continue
-			}
-			t.decode.Decode(base, src[i*t.inRow:(i+1)*t.inRow])
-			s.add(base, row, back)
+		for i := int64(0); i < k; i += block {
+			t.measure(w[i*cols:min(k, i+block)*cols], src[i*t.inRow:], out, offs, first+r+i, b, s)
 		}
 	}
 	return nil
+}
+
+// measure adds the sampled rows of a block to the sums. w are its rows from row first on, out what is stored.
+func (t *task) measure(w []float32, src []byte, out [][]byte, offs []int64, first int64, b *buffers, s *sums) {
+	cols := t.frame.Cols
+	rows := int64(len(w)) / cols
+	skip := (t.sample - first%t.sample) % t.sample // rows before the first sampled one
+	if skip >= rows {
+		return
+	}
+	base, back := grow(&b.w0, cols), grow(&b.back, int64(len(w)))
+	within(b.dst, t.encode, out, offs, first, rows)
+	t.encode.Decode(back, b.dst, first)
+	for i := skip; i < rows; i += t.sample {
+		w, back := w[i*cols:][:cols], back[i*cols:][:cols]
+		if len(t.out.ops) == 0 {
+			s.addRounding(w, back)
+			continue
+		}
+		t.decode.Decode(base, src[i*t.inRow:(i+1)*t.inRow])
+		s.add(base, w, back)
+	}
 }
 
 // overflow looks for an updated value that does not fit the output's type although the base's, in src, was
@@ -176,8 +233,8 @@ func (t *task) transform(in, out []byte, first, n int64, b *buffers, s *sums) er
 func (t *task) overflow(src []byte, w []float32, first int64) error {
 	base := make([]float32, len(w))
 	t.decode.Decode(base, src)
-	target := tensor.DType(t.out.Type)
-	i := overflow(base, w, target)
+	target := t.out.stored()
+	i := overflow(base, w, t.out.limit())
 	if i < 0 {
 		return nil
 	}
@@ -191,28 +248,31 @@ func (t *task) overflow(src []byte, w []float32, first int64) error {
 }
 
 // encodeRows encodes rows from first on.
-func (t *task) encodeRows(dst []byte, w []float32, first int64) error {
-	err := t.out.encodeRows(t.encode, dst, w, t.frame.Cols, first)
+func (t *task) encodeRows(dst [][]byte, w []float32, first int64) error {
+	err := t.encode.Encode(dst, w, first)
 	if err == nil {
 		return nil
 	}
-	// Again by rows, to tell which one it is.
-	cols, row := t.frame.Cols, int64(0)
-	for ; (row+1)*cols < int64(len(w)); row++ {
-		if e := t.out.encodeRows(t.encode, dst[row*t.outRow:(row+1)*t.outRow], w[row*cols:(row+1)*cols], cols, first+row); e != nil {
-			err = e
+	// Again by blocks of rows, to tell which one it is.
+	cols, block := t.frame.Cols, t.encode.Block()
+	bad, at := w, first*cols
+	var scratch []byte
+	for r := int64(0); r*cols < int64(len(w)); r += block {
+		part := w[r*cols : min(int64(len(w)), (r+block)*cols)]
+		parts, _ := extents(t.encode, first+r, int64(len(part))/cols, &scratch)
+		if e := t.encode.Encode(parts, part, first+r); e != nil {
+			bad, at, err = part, (first+r)*cols, e
 			break
 		}
 	}
-	at := (first + row) * cols
 	f := finding.Of(err)
 	if f == nil {
 		return fmt.Errorf("tensor %q, elements from %d on: %w", t.out.Name, at, err)
 	}
-	if i := notFinite(w[row*cols : (row+1)*cols]); i >= 0 {
-		return t.notFinite(w[row*cols+int64(i)], at+int64(i))
+	if i := notFinite(bad); i >= 0 {
+		return t.notFinite(bad[i], at+int64(i))
 	}
-	return finding.Errorf(f.Code, "", "cannot store elements %d to %d as %s (%s): %s", at, at+cols-1, t.encode.DType(), t.position(at), f.Message).
+	return finding.Errorf(f.Code, "", "cannot store elements %d to %d as %s (%s): %s", at, at+int64(len(bad))-1, t.out.stored(), t.position(at), f.Message).
 		In(t.out.Name).Hinted("choose a floating-point type for the tensor")
 }
 
@@ -226,7 +286,7 @@ func (t *task) unfit(w []float32) int {
 
 func (t *task) notFinite(v float32, at int64) error {
 	f := finding.Errorf("numeric.nan_inf", "", "element %d (%s) is %v", at, t.position(at), v).In(t.out.Name)
-	if tensor.DType(t.out.Type).IsBlock() {
+	if t.out.shares() {
 		return f.Hinted("repair the weights, or keep the tensor in a floating-point type; block types cannot hold such values")
 	}
 	return f.Hinted("repair the weights; --allow-nan passes them on")
@@ -241,7 +301,8 @@ func (t *task) position(at int64) string {
 	return fmt.Sprintf("row %d, column %d", at/cols, at%cols)
 }
 
-// prepare loads the ops once, and lets those that depend on whole columns see the matrix.
+// prepare loads the ops once, and lets those that depend on whole columns see the matrix, as well as an encoding
+// that has one scale for it.
 func (t *task) prepare() error {
 	t.load.Do(func() {
 		for i, op := range t.out.ops {
@@ -256,6 +317,9 @@ func (t *task) prepare() error {
 					return
 				}
 			}
+		}
+		if t.encode != nil {
+			t.err = t.encode.Measure(t.reader(t.out.ops))
 		}
 	})
 	return t.err
@@ -273,7 +337,7 @@ func (t *task) reader(ops []adapter.Op) func() ([]float32, int64, error) {
 			return nil, first, nil
 		}
 		next += n
-		if _, err := t.out.source.ReadAt(in[:n*t.inRow], first*t.inRow); err != nil {
+		if _, err := t.source.ReadAt(in[:n*t.inRow], first*t.inRow); err != nil {
 			return nil, 0, t.fault(err)
 		}
 		w := w[:n*t.frame.Cols]

@@ -128,11 +128,11 @@ func (p *planner) untie() {
 
 // addTensor appends an output made from the same tensor as another, and returns its index.
 func (p *planner) addTensor(name string, of int) int {
-	o := p.plan.Tensors[of]
+	t := p.base.Tensors()[of]
 	i := len(p.plan.Tensors)
 	p.index[name] = i
 	p.plan.Tensors = append(p.plan.Tensors, Output{
-		Name: name, SourceType: o.SourceType, Shape: o.Shape, Updates: []Applied{}, source: p.base.Tensors()[of],
+		Name: name, SourceType: typeName(t.DType), Shape: t.Shape, Updates: []Applied{}, source: t,
 	})
 	p.updates = append(p.updates, nil)
 	return i

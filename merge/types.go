@@ -9,7 +9,7 @@ import (
 
 // rounding is what the options' peer rounds on the way to an output.
 func (p *planner) rounding(u *adapter.Update, out *Output) adapter.Rounding {
-	t := tensor.DType(out.SourceType)
+	t := out.source.DType
 	if !t.IsFloat() || t == tensor.F32 || t == tensor.F64 {
 		return adapter.Rounding{}
 	}
@@ -28,6 +28,10 @@ func (p *planner) rounding(u *adapter.Update, out *Output) adapter.Rounding {
 
 // chooseType sets the type the tensor is stored in and checks that it can be made.
 func (p *planner) chooseType(out *Output) {
+	if out.weight != nil {
+		p.keepPacked(out)
+		return
+	}
 	source := tensor.DType(out.SourceType)
 	if p.opt.Quantize == nil {
 		out.Type = out.SourceType

@@ -10,10 +10,10 @@ import (
 
 // exact compares rows of an updated tensor, as stored, with W + ΔW in float64.
 type exact struct {
-	out    *merge.Output
 	ref    *merge.Reference
 	stored tensor.Tensor
 	codec  quant.Codec
+	shares bool // stored elements share scales, so the type's own rounding is what they are measured by
 	cols   int64
 	row    int64 // bytes
 
@@ -23,9 +23,6 @@ type exact struct {
 	dot, delta, base       float64
 	noise, want, ownNoise  float64
 	nonFinite, equalToBase bool
-	blocks, equalBlocks    int64
-	scratch                []byte
-	own                    []float32
 }
 
 // rows checks n rows from first.
@@ -42,7 +39,7 @@ func (e *exact) rows(first, n int64) error {
 	e.codec.Decode(got, in)
 	e.res.Rows += n
 	e.res.Elements += int64(len(got))
-	if e.codec.DType().IsBlock() {
+	if e.shares {
 		if err := e.ownRounding(merged, want, first); err != nil {
 			return err
 		}
@@ -81,7 +78,7 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 		if s != w {
 			e.equalToBase = false
 		}
-		if t.IsBlock() {
+		if e.shares {
 			continue
 		}
 		step := g.step(x)
@@ -101,21 +98,15 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 // precision.
 const subnormal = 16 * 0x1p-149
 
-// ownRounding measures the error that this program's own encoder of the block type makes, which a
-// correct merge by any other encoder should not exceed by much.
+// ownRounding measures the error that this program's own encoder makes, which a correct merge by any other
+// encoder should not exceed by much.
 func (e *exact) ownRounding(merged []float32, want []float64, first int64) error {
-	if !e.codec.CanEncode() || e.codec.NeedsImportance() && !e.out.Weighed() {
-		return nil
-	}
-	if int64(len(e.scratch)) != int64(len(merged))/e.cols*e.row {
-		e.scratch, e.own = make([]byte, int64(len(merged))/e.cols*e.row), make([]float32, len(merged))
-	}
-	if err := e.out.EncodeRows(e.codec.DType(), e.scratch, merged, first); err != nil {
+	own, ok, err := e.ref.Rounded(e.codec.DType(), merged, first)
+	if err != nil || !ok {
 		return err
 	}
-	e.codec.Decode(e.own, e.scratch)
 	for i, x := range want {
-		d := float64(e.own[i]) - x
+		d := float64(own[i]) - x
 		e.ownNoise += float64(d * d)
 	}
 	return nil
@@ -160,7 +151,7 @@ func (e *exact) far() bool {
 	if e.unknownImatrix {
 		limit = imatrixNoise
 	}
-	return e.res.Off > 0 || e.codec.DType().IsBlock() && e.ownNoise > 0 && e.noise > limit*e.ownNoise
+	return e.res.Off > 0 || e.shares && e.ownNoise > 0 && e.noise > limit*e.ownNoise
 }
 
 func (e *exact) retention() float64 {

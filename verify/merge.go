@@ -16,6 +16,7 @@ import (
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/quant/scheme"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -74,7 +75,8 @@ type mergeCheck struct {
 // work is one tensor to check, and what came of it.
 type work struct {
 	out       *merge.Output
-	stored    tensor.Tensor
+	stored    tensor.Tensor  // decoded, where it is packed
+	packed    *scheme.Weight // nil where it is not
 	byRuntime bool
 
 	module   *Module
@@ -83,17 +85,35 @@ type work struct {
 	findings []finding.Finding
 }
 
+// storedAs says how the merged model stores the tensor.
+func (w *work) storedAs() string {
+	if w.packed != nil {
+		return w.packed.Scheme
+	}
+	return w.stored.DType.String()
+}
+
+// shares reports whether the elements that the merged model stores share scales.
+func (w *work) shares() bool { return w.packed != nil || w.stored.DType.IsBlock() }
+
 // pair finds every planned tensor in the merged model and reports what is missing, strange or misshapen.
 func (c *mergeCheck) pair(plan *merge.Plan) {
 	stored := map[string]tensor.Tensor{}
 	for _, t := range c.merged.Tensors() {
 		stored[t.Name] = t
 	}
+	model, _ := c.merged.(interface{ Weight(string) *scheme.Weight })
 	var updated []int
 	for i := range plan.Tensors {
 		out := &plan.Tensors[i]
 		t, ok := stored[out.Name]
 		delete(stored, out.Name)
+		var packed *scheme.Weight
+		if model != nil && out.Weight() != nil {
+			if packed = model.Weight(out.Name); packed != nil {
+				t = packed.Exact
+			}
+		}
 		switch {
 		case !ok:
 			c.report.add(finding.Errorf("merge.completeness", c.merged.Path(), "a tensor of the base is missing").In(out.Name))
@@ -105,7 +125,7 @@ func (c *mergeCheck) pair(plan *merge.Plan) {
 		if len(out.Updates) > 0 {
 			updated = append(updated, len(c.work))
 		}
-		c.work = append(c.work, work{out: out, stored: t})
+		c.work = append(c.work, work{out: out, stored: t, packed: packed})
 	}
 	extra := make([]string, 0, len(stored))
 	for name := range stored {
@@ -222,6 +242,9 @@ func (c *mergeCheck) fail(w *work, code, format string, a ...any) *finding.Findi
 
 // same checks a tensor without ops: its bytes are the source's, or its values are when the type changed.
 func (c *mergeCheck) same(w *work) error {
+	if w.packed != nil {
+		return c.sameParts(w)
+	}
 	source := w.out.Source()
 	if len(w.out.Updates) > 0 {
 		w.module = &Module{Module: w.out.Updates[0].Module, Tensor: w.out.Name, Type: w.stored.DType.String(), Retention: 1, Pass: true}
@@ -277,6 +300,36 @@ func (c *mergeCheck) same(w *work) error {
 			}
 			return nil
 		}
+	}
+	return nil
+}
+
+// sameParts checks a packed tensor without ops: it is stored as the base stores it.
+func (c *mergeCheck) sameParts(w *work) error {
+	parts := w.out.Weight().Parts
+	same := len(parts) == len(w.packed.Parts)
+	for i := 0; same && i < len(parts); i++ {
+		source, stored := parts[i], w.packed.Parts[i]
+		if same = source.Name == stored.Name && source.DType == stored.DType && source.Shape.Equal(stored.Shape); !same {
+			break
+		}
+		step := int64(1 << 20)
+		for _, first := range c.stretches(w, source.Size, step) {
+			want := make([]byte, min(step, source.Size-first))
+			if _, err := source.ReadAt(want, first); err != nil {
+				return err
+			}
+			got := make([]byte, len(want))
+			if _, err := stored.ReadAt(got, first); err != nil {
+				return err
+			}
+			w.bytes += int64(len(got))
+			same = same && bytes.Equal(got, want)
+		}
+	}
+	if !same {
+		c.fail(w, "merge.equivalence", "the adapters do not touch this tensor, but it is not packed as in its source").
+			Expected(w.packed.Scheme, w.out.Weight().Scheme)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 // updated checks a tensor with ops: exactly on some or all of its rows, and with the runtime.
 func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 	_, frame := w.out.Ops()
-	m := &Module{Module: w.out.Updates[0].Module, Tensor: w.out.Name, Type: w.stored.DType.String(), Pass: true}
+	m := &Module{Module: w.out.Updates[0].Module, Tensor: w.out.Name, Type: w.storedAs(), Pass: true}
 	w.module = m
 	codec, ok := quant.Of(w.stored.DType)
 	if !ok {
@@ -29,7 +29,7 @@ func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 		return err
 	}
 	defer ref.Close()
-	e := &exact{out: w.out, ref: ref, stored: w.stored, codec: codec, cols: frame.Cols, equalToBase: true, unknownImatrix: c.unknownImatrix(w)}
+	e := &exact{ref: ref, stored: w.stored, codec: codec, shares: w.shares(), cols: frame.Cols, equalToBase: true, unknownImatrix: c.unknownImatrix(w)}
 	if e.row, err = w.stored.DType.Bytes(frame.Cols); err != nil {
 		return err
 	}
@@ -46,10 +46,12 @@ func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 	return nil
 }
 
-// exactRows runs the exact check over all rows, or over an even spread of them.
+// exactRows runs the exact check over all rows, or over an even spread of them: blocks of rows, where those are
+// stored together.
 func (c *mergeCheck) exactRows(ctx context.Context, w *work, e *exact, frame adapter.Frame) error {
-	if c.opt.All || frame.Rows <= sampledRows {
-		step := max(1, (256<<10)/frame.Cols)
+	block := e.ref.Block()
+	if c.opt.All || frame.Rows <= max(sampledRows, block) {
+		step := max(1, (256<<10)/frame.Cols/block) * block
 		for first := int64(0); first < frame.Rows; first += step {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -60,10 +62,11 @@ func (c *mergeCheck) exactRows(ctx context.Context, w *work, e *exact, frame ada
 		}
 		return nil
 	}
-	shift := c.random(w.out.Name).Float64()
-	for i := range sampledRows {
-		row := int64((float64(i) + shift) * float64(frame.Rows) / sampledRows)
-		if err := e.rows(row, 1); err != nil {
+	shift, samples := c.random(w.out.Name).Float64(), max(2, sampledRows/block)
+	for i := range samples {
+		row := int64((float64(i) + shift) * float64(frame.Rows) / float64(samples))
+		row -= row % block
+		if err := e.rows(row, min(block, frame.Rows-row)); err != nil {
 			return err
 		}
 	}
@@ -117,7 +120,7 @@ func (c *mergeCheck) byRuntime(ctx context.Context, w *work, ref *merge.Referenc
 	}
 	m.Terms = terms(ref, frame, m.Transposed)
 	source := w.out.Source()
-	if w.stored.DType.IsBlock() || source.DType.IsBlock() {
+	if w.shares() || w.out.Quantized() {
 		m.Noise = ratio(e.noise, e.want) + 0x1p-20
 	}
 	acc, err := c.checker.Start(m)

@@ -95,7 +95,7 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	if level.off {
 		return nil, nil
 	}
-	merged, err := formats.OpenWith(path, t.formats)
+	merged, err := t.openMerged(path)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +109,21 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	return verify.Merge(ctx, plan, merged, verify.MergeOptions{
 		All: level.all, Modules: level.modules, Seed: level.seed, Jobs: t.jobs, Runtime: rt, NoRuntime: reason, Progress: add, AnyRetention: anyRetention,
 	})
+}
+
+// openMerged opens a merged model, with what a scheme has quantized in it.
+func (t *terminal) openMerged(path string) (formats.Model, error) {
+	m, err := formats.OpenWith(path, t.formats)
+	if err != nil {
+		return nil, err
+	}
+	if m, err = formats.Decode(m); err != nil {
+		return nil, err
+	}
+	if d, ok := m.(*formats.Decoded); ok {
+		return d.Packed(), nil
+	}
+	return m, nil
 }
 
 // printCheck says what was checked, by whom, and what was not.

@@ -61,16 +61,33 @@ func openFolder(path string, opt hf.Options) (*hf.Model, error) {
 	return hf.Open(path, opt)
 }
 
-// openComparedBase opens the base of a merged model: where that is a GGUF file, a folder is seen as one.
+// openComparedBase opens the base of a merged model as what that is: where it is a GGUF file, a folder is seen as
+// one, and where it is quantized by a scheme, so is the base.
 func (t *terminal) openComparedBase(path, merged string) (formats.Writable, error) {
-	if merged == "" || !isModelFolder(path) {
+	if merged == "" {
 		return t.openBase(path)
 	}
-	if format, err := formats.Sniff(merged); err != nil || format != "gguf" {
-		return t.openBase(path)
+	if format, err := formats.Sniff(merged); err != nil || format != "gguf" || !isModelFolder(path) {
+		base, err := t.openBase(path)
+		if d, ok := base.(*formats.Decoded); ok && t.isPacked(merged) {
+			return d.Packed(), nil
+		}
+		return base, err
 	}
 	// Only tensors are compared, so it does not matter how the folder's text is cut.
 	return openFolder(path, hf.Options{Metadata: metadata.Options{Pre: "default"}})
+}
+
+// isPacked reports whether a merged model is quantized by a scheme. One that cannot be opened is not, and is
+// reported when it is checked.
+func (t *terminal) isPacked(path string) bool {
+	m, err := t.openMerged(path)
+	if err != nil {
+		return false
+	}
+	defer m.Close()
+	_, packed := m.(*formats.Packed)
+	return packed
 }
 
 // A modelDocument is what convert prints with --json for a model.

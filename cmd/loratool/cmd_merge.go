@@ -181,7 +181,7 @@ func (t *terminal) openMergeBase(c *cli.Context, args *mergeArguments) (formats.
 		if err := noFolderFlags(c); err != nil {
 			return nil, err
 		}
-		return t.openBase(args.base)
+		return t.openKept(args)
 	}
 	opt := folderOptions(c)
 	opt.DType, args.options.DType = args.options.DType, tensor.Invalid
@@ -201,6 +201,15 @@ func (t *terminal) openMergeBase(c *cli.Context, args *mergeArguments) (formats.
 	m.SetOrigin(adapters)
 	args.options.TypeOf = m.Type
 	return m, nil
+}
+
+// openKept opens the base as its own format. What a scheme has quantized stays so, unless a type is asked for.
+func (t *terminal) openKept(args *mergeArguments) (formats.Writable, error) {
+	m, err := t.openBase(args.base)
+	if d, ok := m.(*formats.Decoded); ok && args.options.DType == tensor.Invalid && args.options.Quantize == nil {
+		return d.Packed(), nil
+	}
+	return m, err
 }
 
 // wanted is the format of an output: the one asked for, or the one its ending says, "" for neither.

@@ -81,8 +81,11 @@ func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
 			}
 			ups = append(ups, s)
 		}
-		spec := out.Spec()
-		w.AppendRow(table.Row{finding.Escape(out.Name), out.Shape.String(), tensor.DType(out.SourceType).String(), spec.DType.String(), strings.Join(ups, "; ")})
+		from, to := tensor.DType(out.SourceType).String(), tensor.DType(out.Type).String()
+		if out.Scheme != "" {
+			from, to = out.Scheme, out.Scheme
+		}
+		w.AppendRow(table.Row{finding.Escape(out.Name), out.Shape.String(), from, to, strings.Join(ups, "; ")})
 	}
 	fmt.Fprintln(t.text(), w.Render())
 	t.report(plan.Findings)

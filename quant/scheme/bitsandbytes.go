@@ -6,6 +6,7 @@ import (
 	"math"
 	"strings"
 
+	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -201,8 +202,7 @@ func (d *nf4) scales(from, n int64) ([]float32, error) {
 }
 
 // matchInt8 reads eight-bit weights of bitsandbytes: X.weight I8 [out, in], X.SCB F32 [out], the largest
-// magnitude of each row, and X.weight_format U8, 0 for rows. W = weight · SCB · (1/127), each product
-// rounded, as the library computes it.
+// magnitude of each row, and X.weight_format U8, 0 for rows.
 func matchInt8(m *model, t *tensor.Tensor) (*weight, error) {
 	x, ok := strings.CutSuffix(t.Name, "weight")
 	if !ok || t.DType != tensor.I8 || m.byName[x+"SCB"] == nil {
@@ -230,24 +230,8 @@ func matchInt8(m *model, t *tensor.Tensor) (*weight, error) {
 		}
 		w.parts = append(w.parts, f.Name)
 	}
-	cols := t.Shape[1]
-	w.decode = func(dst []float32, first int64) error {
-		n := int64(len(dst)) / cols
-		scales, err := readFloats(scb, first, n)
-		if err != nil {
-			return err
-		}
-		b := make([]byte, len(dst))
-		if _, err := t.ReadAt(b, first*cols); err != nil {
-			return err
-		}
-		for r, s := range scales {
-			row := dst[int64(r)*cols:][:cols]
-			for i, q := range b[int64(r)*cols:][:cols] {
-				row[i] = float32(float32(int8(q))*s) * float32(1.0/127)
-			}
-		}
-		return nil
-	}
+	d := &int8Rows{packed: t, scb: scb, cols: t.Shape[1]}
+	d.scale, _ = quant.Of(scb.DType)
+	w.decode, w.encoding = d.rows, d
 	return w, nil
 }

@@ -60,6 +60,9 @@ func matchFloat4(m *model, t *tensor.Tensor) (*weight, error) {
 		return nil, m.fault("bad_shape", scale.Name, "the scales do not fit the weight").Expected(scale.Shape, fmt.Sprintf("one for %d of %v", size, w.shape))
 	}
 	d.size = size
+	if d.global == nil && d.cols%mxfp4Len == 0 {
+		w.encoding = microscaling{cols: d.cols}
+	}
 	return w, nil
 }
 
@@ -123,12 +126,13 @@ func matchBlocks(m *model, t *tensor.Tensor) (*weight, error) {
 		return nil, err
 	}
 	d := &blocks{packed: t, scale: scale, out: t.Shape[1], groups: t.Shape[2]}
+	straight := &float4{packed: t, scale: scale, cols: mxfp4Len * d.groups, groups: d.groups, size: mxfp4Len}
 	if n, err := t.Shape.Elements(); err != nil || n <= 0 || n > 1<<60 {
 		return nil, m.fault("bad_shape", t.Name, "the experts are empty").Expected(t.Shape, "[experts, out, in/32, 16]")
 	}
 	return &weight{
 		name: x, shape: tensor.Shape{t.Shape[0], 32 * d.groups, d.out}, dtype: m.config.or(tensor.BF16), scheme: "MXFP4",
-		parts: []string{t.Name, scale.Name}, decode: d.rows,
+		parts: []string{t.Name, scale.Name}, decode: d.rows, straight: straight.rows, encoding: microscaling{cols: straight.cols},
 	}, nil
 }
 

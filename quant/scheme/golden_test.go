@@ -156,7 +156,7 @@ func TestDropped(t *testing.T) {
 		replaced := 0
 		for _, x := range v.Tensors {
 			for _, s := range stored {
-				if s.Name == x.Name && v.Packed[x.Name] != "" {
+				if s.Name == x.Name && v.Packed[x.Name] != nil {
 					replaced++
 				}
 			}

@@ -42,12 +42,12 @@ func matchScaled(m *model, t *tensor.Tensor) (*weight, error) {
 	if err := d.blocks(m); err != nil {
 		return nil, err
 	}
+	w := &weight{name: t.Name, shape: t.Shape, dtype: halfOr(scale.DType, m.config.or(tensor.BF16)), parts: []string{t.Name, scale.Name}, decode: d.rows}
 	kind := "int8"
 	if float8 {
-		kind = "FP8"
+		kind = "FP8 " + t.DType.String()[3:]
 	}
-	w := &weight{name: t.Name, shape: t.Shape, dtype: halfOr(scale.DType, m.config.or(tensor.BF16)), parts: []string{t.Name, scale.Name}, decode: d.rows}
-	w.scheme = fmt.Sprintf("%s (%s, scales %v)", kind, t.DType, scale.Shape)
+	w.scheme = kind + d.granularity()
 	if z := m.byName[t.Name+"_zero_point"]; z != nil {
 		if _, err := m.part(z.Name, []tensor.DType{t.DType}, scale.Shape...); err != nil {
 			return nil, err
@@ -55,6 +55,7 @@ func matchScaled(m *model, t *tensor.Tensor) (*weight, error) {
 		d.zero = z
 		w.parts = append(w.parts, z.Name)
 	}
+	w.encoding = d.encoding(m.config)
 	return w, nil
 }
 
@@ -117,6 +118,21 @@ func (d *scaled) blocks(m *model) error {
 	}
 	d.counts = s
 	return nil
+}
+
+// granularity says what lies under one scale.
+func (d *scaled) granularity() string {
+	last := len(d.block) - 1
+	rows, cols := d.block[last-1], d.block[last]
+	switch {
+	case d.counts[last] > 1:
+		return fmt.Sprintf(" in blocks of %d × %d", rows, cols)
+	case d.counts[last-1] == 1:
+		return " under one scale"
+	case rows == 1:
+		return " by rows"
+	}
+	return fmt.Sprintf(" in blocks of %d rows", rows)
 }
 
 func (d *scaled) rows(dst []float32, first int64) error {

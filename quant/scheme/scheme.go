@@ -21,8 +21,8 @@ type View struct {
 	// Tensors are the model's in its order. A decoded weight takes the place of its packed data; the
 	// other stored parts of it are gone.
 	Tensors []tensor.Tensor
-	// Packed tells of each decoded tensor, by name, how it is stored: "GPTQ 4-bit".
-	Packed map[string]string
+	// Packed are the decoded tensors, by name.
+	Packed map[string]*Weight
 	// Dropped are the names of the stored tensors that are not among Tensors, in the model's order.
 	Dropped []string
 	// Findings are what is odd, none of level error.
@@ -66,12 +66,12 @@ func Open(file string, tensors []tensor.Tensor, conf map[string]any) (*View, err
 	if len(decoded) == 0 {
 		return nil, nil
 	}
-	v := &View{Packed: map[string]string{}}
+	v := &View{Packed: map[string]*Weight{}}
 	for i := range tensors {
 		t := &tensors[i]
 		switch w := decoded[t.Name]; {
 		case w != nil:
-			v.Packed[w.name] = w.scheme
+			v.Packed[w.name] = m.describe(w)
 			v.Tensors = append(v.Tensors, w.tensor())
 			if w.name != t.Name {
 				v.Dropped = append(v.Dropped, t.Name)
@@ -128,6 +128,24 @@ type weight struct {
 	scheme string
 	parts  []string // names of what it is stored in; it takes the place of the first
 	decode decoder
+
+	straight decoder  // decodes the rows that are stored, where decode turns them
+	encoding Encoding // nil where the weight is not stored so again
+}
+
+// describe is the exported description of a weight.
+func (m *model) describe(w *weight) *Weight {
+	exact := *w
+	exact.dtype = tensor.F32
+	if n := len(w.shape); w.straight != nil {
+		exact.decode, exact.shape = w.straight, append(tensor.Shape{}, w.shape...)
+		exact.shape[n-2], exact.shape[n-1] = w.shape[n-1], w.shape[n-2]
+	}
+	d := &Weight{Scheme: w.scheme, Exact: exact.tensor(), Turned: w.straight != nil, Encoding: w.encoding}
+	for _, p := range w.parts {
+		d.Parts = append(d.Parts, *m.byName[p])
+	}
+	return d
 }
 
 // match tries the schemes on a tensor that may be the packed data of a weight. Parts that only go with

@@ -1,0 +1,109 @@
+package merge
+
+import (
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/quant/scheme"
+	"github.com/loratool/loratool/tensor"
+)
+
+// encoding is how rows of a frame of the output are stored: in the one tensor that it is, or in the parts of
+// a scheme.
+func (o *Output) encoding(cols int64) (scheme.Encoding, error) {
+	if o.weight != nil {
+		return o.weight.Encoding, nil
+	}
+	row, err := tensor.DType(o.Type).Bytes(cols)
+	if err != nil {
+		return nil, err
+	}
+	codec, _ := quant.Of(tensor.DType(o.Type))
+	return &single{out: o, codec: codec, cols: cols, row: row}, nil
+}
+
+// A single encoding stores rows one after the other in one tensor, each by itself.
+type single struct {
+	out       *Output
+	codec     quant.Codec
+	cols, row int64 // elements and bytes of a row
+}
+
+func (e *single) Parts() int   { return 1 }
+func (e *single) Block() int64 { return 1 }
+
+func (e *single) Extent(_ int, first, n int64) (off, size int64) { return first * e.row, n * e.row }
+
+func (e *single) Measure(func() ([]float32, int64, error)) error { return nil }
+
+func (e *single) Encode(dst [][]byte, rows []float32, first int64) error {
+	return e.out.encodeRows(e.codec, dst[0], rows, e.cols, first)
+}
+
+func (e *single) Decode(rows []float32, src [][]byte, _ int64) { e.codec.Decode(rows, src[0]) }
+
+// extents cuts a buffer into the extents of rows in every part of an encoding, and returns their offsets.
+func extents(e scheme.Encoding, first, n int64, buffer *[]byte) (parts [][]byte, offs []int64) {
+	var total int64
+	sizes := make([]int64, e.Parts())
+	offs = make([]int64, e.Parts())
+	for i := range sizes {
+		offs[i], sizes[i] = e.Extent(i, first, n)
+		total += sizes[i]
+	}
+	b := grow(buffer, total)
+	parts = make([][]byte, len(sizes))
+	for i, size := range sizes {
+		parts[i], b = b[:size:size], b[size:]
+	}
+	return parts, offs
+}
+
+// within cuts the extents of n rows from row first on out of those that begin at offs.
+func within(dst [][]byte, e scheme.Encoding, parts [][]byte, offs []int64, first, n int64) {
+	for i := range dst {
+		off, size := e.Extent(i, first, n)
+		if size == 0 {
+			dst[i] = nil
+			continue
+		}
+		dst[i] = parts[i][off-offs[i]:][:size:size]
+	}
+}
+
+// Rounded is what rows of the output's frame, whole blocks from row first on, become when this program stores
+// them in a type, or, where the output is packed, by its scheme. ok is false where it cannot.
+func (r *Reference) Rounded(t tensor.DType, w []float32, first int64) (rounded []float32, ok bool, err error) {
+	o := r.t.out
+	var e scheme.Encoding
+	if o.weight != nil {
+		e = o.weight.Encoding
+	} else if codec, known := quant.Of(t); known && codec.CanEncode() && (!codec.NeedsImportance() || o.Weighed()) {
+		row, err := t.Bytes(r.frame.Cols)
+		if err != nil {
+			return nil, false, err
+		}
+		e = &single{out: o, codec: codec, cols: r.frame.Cols, row: row}
+	}
+	if e == nil {
+		return nil, false, nil
+	}
+	var buffer []byte
+	parts, _ := extents(e, first, int64(len(w))/r.frame.Cols, &buffer)
+	if err := e.Encode(parts, w, first); err != nil {
+		if f := finding.Of(err); f != nil && f.Tensor == "" {
+			f.Tensor = o.Name
+		}
+		return nil, false, err
+	}
+	rounded = make([]float32, len(w))
+	e.Decode(rounded, parts, first)
+	return rounded, true, nil
+}
+
+// Block is the number of rows that are stored together, which Rounded takes multiples of.
+func (r *Reference) Block() int64 {
+	if w := r.t.out.weight; w != nil && w.Encoding != nil {
+		return w.Encoding.Block()
+	}
+	return 1
+}
