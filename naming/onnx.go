@@ -97,6 +97,10 @@ type binding struct {
 // (name_scopes, folded_from), the name of the bias added to the product, and packed q|k|v and gate|up
 // projections. The orientation comes from the operator (Gemm transB, MatMul, an explicit Transpose,
 // Gather, Conv), never from the shape.
+//
+// A quantized weight is found in the same ways: its place is the initializer with its codes, whose names
+// (_Q4, .qweight, _DQ_Q4, _quantized) and operators (MatMulNBits, DequantizeLinear before a product, …) are
+// known. The place then speaks of the float weight in the order of the codes.
 func NewONNX(g ONNXGraph) *ONNXResolver {
 	r := &ONNXResolver{
 		graph: g, index: map[string]int{}, uses: map[string][]use{}, producer: map[string]int{},

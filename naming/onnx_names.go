@@ -12,6 +12,9 @@ func (r *ONNXResolver) trace(init int, value string, transposed bool, seen map[i
 	shape := r.graph.Initializers[init].Shape
 	for _, u := range r.uses[value] {
 		n := r.graph.Nodes[u.node]
+		if quantizedPart(n, u.input) {
+			continue
+		}
 		first := reader
 		if first == nil {
 			first = &Reader{u.node, u.input}
@@ -41,7 +44,7 @@ func (r *ONNXResolver) trace(init int, value string, transposed bool, seen map[i
 // rearranges reports whether a node passes its first input on unchanged, or transposed, as a weight.
 func rearranges(n ONNXNode, rank int) (transposed, ok bool) {
 	switch n.Op {
-	case "Identity", "Cast":
+	case "Identity", "Cast", "DequantizeLinear":
 		return false, true
 	case "Reshape":
 		// A kernel that is reshaped becomes another kind of weight.
@@ -56,6 +59,9 @@ func rearranges(n ONNXNode, rank int) (transposed, ok bool) {
 // reads says what a node does with a constant of the given rank at one of its inputs, and whether the
 // constant, as stored, is then [in, out].
 func reads(n ONNXNode, input, rank int, transposed bool) (as role, stored, packed bool) {
+	if as, stored, ok := quantizedReads(n, input, transposed); ok {
+		return as, stored, false
+	}
 	switch {
 	case rank == 1:
 		return vector, false, false
@@ -77,6 +83,9 @@ func reads(n ONNXNode, input, rank int, transposed bool) (as role, stored, packe
 
 // isAdded reports whether a node adds the vector at one of its inputs to what may be a product.
 func isAdded(n ONNXNode, input int) bool {
+	if quantizedBias(n, input) {
+		return true
+	}
 	switch n.Op {
 	case "Add":
 		return true
@@ -197,6 +206,8 @@ func initializerPath(name string, bias bool) string {
 	endings := weightEndings
 	if bias {
 		endings = biasEndings
+	} else {
+		name = floatName(name)
 	}
 	for _, e := range endings {
 		if p, ok := strings.CutSuffix(name, e); ok {

@@ -77,6 +77,9 @@ func (r *ONNXResolver) parts(parent, param string, parts []string) []Place {
 // outputs is the length of a binding's output axis.
 func (r *ONNXResolver) outputs(b int) int64 {
 	shape := r.tensor(b).Shape
+	if n := r.graph.Nodes[r.bindings[b].node]; n.Op == "MatMulNBits" || n.Op == "MatMulBnb4" {
+		return one(n.Ints["N"])
+	}
 	if r.bindings[b].transposed {
 		return shape[len(shape)-1]
 	}
