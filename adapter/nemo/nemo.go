@@ -155,6 +155,9 @@ func openFile(s *evidence.Subject) (*source, io.Closer, error) {
 	return src, m, nil
 }
 
+// mostHeads bounds the heads that a configuration may ask for.
+const mostHeads = 1 << 16
+
 // maxConfig bounds the size of model_config.yaml.
 const maxConfig = 4 << 20
 
@@ -362,7 +365,7 @@ func (s *source) split(u adapter.Update, layer string, p part, base func() (*geo
 		}
 		hp := s.geo.HP
 		heads, groups, dim := hp.Heads, hp.KVHeads, hp.HeadDim
-		if heads <= 0 || groups <= 0 || dim <= 0 || heads%groups != 0 {
+		if heads <= 0 || groups <= 0 || dim <= 0 || max(heads, groups) > mostHeads || heads%groups != 0 {
 			return nil, finding.Errorf("base.unsupported", s.file, "the base's heads are not known: %d in %d groups of size %d", heads, groups, dim)
 		}
 		if u.B.Rows != (heads+2*groups)*dim {

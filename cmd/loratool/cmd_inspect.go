@@ -33,6 +33,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		Description: "Reads headers only.\n\nExit status: 0 sound, 1 a file is broken, 2 could not read, 4 usage.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "tensors", Usage: "list every tensor"},
+			&cli.StringFlag{Name: "base", Usage: "base model, `PATH`, of an adapter whose rows are in the order of its own framework"},
 		}, dialectFlags()...),
 		Action: func(c *cli.Context) error { return runInspect(t, c) },
 	}

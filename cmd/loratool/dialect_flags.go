@@ -36,7 +36,11 @@ func dialectOptions(c *cli.Context) (dialect.Options, error) {
 	default:
 		return dialect.Options{}, usagef("--moe-b-layout %q: peft or unsloth", l)
 	}
-	return dialect.Options{PEFT: opt, Base: c.String("base")}, nil
+	base := c.String("base")
+	if c.Command.Name == "merge" {
+		base = c.Args().First()
+	}
+	return dialect.Options{PEFT: opt, Base: base}, nil
 }
 
 // isAdapter reports whether a path holds an adapter.
