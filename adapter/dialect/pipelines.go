@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"path/filepath"
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
@@ -19,6 +20,9 @@ func pipelines() []Dialect {
 	for _, x := range diffusion.Dialects {
 		d := Dialect{Name: x.Name, Title: x.Title, Open: openPipeline}
 		d.Detect = func(s *evidence.Subject) string {
+			if s.Config != "" && strings.HasPrefix(filepath.Base(s.File), "adapter_model.") {
+				return "" // other names in a PEFT folder are a mistake, which its decoder explains
+			}
 			if s != seen {
 				name, why = diffusion.Detect(s)
 				seen = s
