@@ -24,6 +24,39 @@ func (t *Target) Loads(a *adapter.Adapter) []finding.Finding {
 	return append(c.findings, t.Check(a)...)
 }
 
+// Fits says whether the adapter fits a base as the target sees it: the names, shapes and types of an ONNX
+// model's inputs, the tensors of a GGUF. base is a path as dialect.Target takes it. Nothing is said where
+// Check has errors already.
+func (t *Target) Fits(a *adapter.Adapter, base string) []finding.Finding {
+	if slices.ContainsFunc(t.Check(a), func(f finding.Finding) bool { return f.Level == finding.Error }) || a.Space == naming.GGUF {
+		return nil
+	}
+	out, err := t.Encode(a, dialect.Target{Name: "adapter", Base: base})
+	if f := finding.Of(err); f != nil {
+		return []finding.Finding{*f}
+	} else if err != nil {
+		return []finding.Finding{*finding.Errorf("target.base", base, "%v", err)}
+	}
+	c := checker{t: t, a: a, findings: out.Findings}
+	if a.Dialect == "ort" && t.Dialect == "ort" {
+		c.inputs(out)
+	}
+	return c.findings
+}
+
+// inputs reports parameters that are no inputs of the model. One of them makes the whole run fail.
+func (c *checker) inputs(out *dialect.Output) {
+	for _, u := range c.a.Updates {
+		for _, name := range u.Tensors {
+			if !slices.ContainsFunc(out.Weights, func(w adapter.Weight) bool { return w.Name == name }) {
+				c.add(finding.Error, "names", "the model has no input of the parameter's name, so ONNX Runtime refuses to run it").In(name).
+					Hinted("convert --to ort --base MODEL.onnx writes the names that the model declares")
+				return
+			}
+		}
+	}
+}
+
 // Check says what the target cannot do with an adapter in whatever form: limits of ranks, kinds of updates,
 // modules that must come together. An empty list is a clean bill.
 func (t *Target) Check(a *adapter.Adapter) []finding.Finding {

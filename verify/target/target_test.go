@@ -133,3 +133,21 @@ func product(t *testing.T, u *adapter.Update) []float64 {
 	}
 	return out
 }
+
+// TestFits asks for a base that an adapter does not belong to, and one that it does.
+func TestFits(t *testing.T) {
+	const tiny = "../../testdata/tiny-llama/"
+	q := low("self_attn.q_proj", 2, 1)
+	q.A, q.B = matrix(2, 64), matrix(64, 2)
+	a := &adapter.Adapter{Space: naming.HF, Dialect: "peft", Updates: []adapter.Update{q}}
+	if f := Find("llama.cpp").Fits(a, tiny+"base"); len(f) != 0 {
+		t.Errorf("got %v", f)
+	}
+	a.Updates[0].Module = "model.layers.0.mixer.in_proj"
+	if f := Find("llama.cpp").Fits(a, tiny+"base"); len(f) != 1 || f[0].Code != "match.unmatched_target" {
+		t.Errorf("got %v", f)
+	}
+	if f := Find("ort").Fits(a, tiny+"base.onnx"); len(f) != 1 || f[0].Code != "match.no_inputs" {
+		t.Errorf("got %v", f)
+	}
+}
