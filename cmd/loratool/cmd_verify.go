@@ -136,7 +136,11 @@ func verifyFor(c *cli.Context, path string) (*verify.Report, error) {
 		return nil, err
 	}
 	defer a.Close()
-	return verify.Found(append(slices.Clone(a.Findings), server.Loads(a)...)), nil
+	findings := append(slices.Clone(a.Findings), server.Loads(a)...)
+	if base := c.String("base"); base != "" {
+		findings = append(findings, server.Fits(a, base)...)
+	}
+	return verify.Found(findings), nil
 }
 
 func printDigests(t *terminal, r *verify.Report) {
