@@ -31,7 +31,9 @@ const (
 type Report struct {
 	SchemaVersion int               `json:"schema_version"`
 	Verdict       Verdict           `json:"verdict"`
+	Provenance    *Provenance       `json:"provenance,omitempty"`
 	Findings      []finding.Finding `json:"findings"`
+	Known         []finding.Finding `json:"known,omitempty"` // findings that a baseline sets aside
 	Tensors       map[string]Digest `json:"tensors,omitempty"`
 	Modules       []Module          `json:"modules,omitempty"`
 	Retention     *Retention        `json:"retention,omitempty"`
@@ -159,17 +161,9 @@ func (r *Report) add(f *finding.Finding) { r.Findings = append(r.Findings, *f) }
 // conclude sets the verdict from the findings.
 func (r *Report) conclude() *Report {
 	r.SchemaVersion = SchemaVersion
-	r.Verdict = Accept
 	if r.Findings == nil {
 		r.Findings = []finding.Finding{}
 	}
-	for _, f := range r.Findings {
-		switch {
-		case f.Level == finding.Error:
-			r.Verdict = Reject
-		case f.Level == finding.Warning && r.Verdict == Accept:
-			r.Verdict = Warn
-		}
-	}
+	r.Verdict = Judge(r.Findings)
 	return r
 }

@@ -43,26 +43,27 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
-			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
-		}, recipeFlags(), folderFlags(), dialectFlags()),
+		}, reportFlags(), recipeFlags(), folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runMerge(t, c) },
 	}
 }
 
 // A mergeDocument is what merge prints with --json.
 type mergeDocument struct {
-	SchemaVersion int               `json:"schema_version"`
-	Output        string            `json:"output"`
-	Format        string            `json:"format"`
-	Bytes         int64             `json:"bytes"`
-	Pairs         []merge.Pair      `json:"pairs"`
-	Recipe        string            `json:"recipe,omitempty"`
-	Tensors       []merge.Stored    `json:"tensors,omitempty"` // with a recipe
-	Modules       []merge.Stats     `json:"modules"`
-	Retention     *verify.Retention `json:"retention,omitempty"`
-	Check         *verify.Report    `json:"check,omitempty"`
-	Findings      []finding.Finding `json:"findings"`
+	SchemaVersion int                `json:"schema_version"`
+	Provenance    *verify.Provenance `json:"provenance"`
+	Output        string             `json:"output"`
+	Format        string             `json:"format"`
+	Bytes         int64              `json:"bytes"`
+	Pairs         []merge.Pair       `json:"pairs"`
+	Recipe        string             `json:"recipe,omitempty"`
+	Tensors       []merge.Stored     `json:"tensors,omitempty"` // with a recipe
+	Modules       []merge.Stats      `json:"modules"`
+	Retention     *verify.Retention  `json:"retention,omitempty"`
+	Check         *verify.Report     `json:"check,omitempty"`
+	Findings      []finding.Finding  `json:"findings"`
+	Known         []finding.Finding  `json:"known,omitempty"`
 }
 
 type mergeArguments struct {
@@ -70,7 +71,7 @@ type mergeArguments struct {
 	options            merge.Options
 	check              checkLevel
 	shard              int64
-	reports            []string
+	reports            reporting
 	format             string
 }
 
@@ -112,7 +113,7 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 			return a, usagef("--max-shard-size: %v", err)
 		}
 	}
-	if a.reports, err = reportPaths(c); err != nil {
+	if a.reports, err = readReporting(c); err != nil {
 		return a, err
 	}
 	a.format = c.String("to")
@@ -165,7 +166,7 @@ func runMerge(t *terminal, c *cli.Context) error {
 	if err != nil {
 		return refusePlan(t, plan, err)
 	}
-	m := merging{t: t, args: args, base: base, inputs: inputs, plan: plan}
+	m := merging{t: t, args: args, base: base, inputs: inputs, plan: plan, origin: provenance(c, args.check, args.output)}
 	if err := t.demandRuntime(c.Context, args.check); err != nil {
 		return err
 	}
@@ -249,6 +250,7 @@ type merging struct {
 	base   formats.Writable
 	inputs []merge.Input
 	plan   *merge.Plan
+	origin *verify.Provenance
 	stats  []merge.Stats
 	stored []merge.Stored
 	bytes  int64
@@ -290,7 +292,7 @@ func (m *merging) write(ctx context.Context, force bool) error {
 // checkAndReport verifies the written file and prints what was done.
 func (m *merging) checkAndReport(ctx context.Context) error {
 	doc := mergeDocument{
-		SchemaVersion: verify.SchemaVersion, Output: m.args.output, Format: m.base.Format(), Bytes: m.bytes,
+		SchemaVersion: verify.SchemaVersion, Provenance: m.origin, Output: m.args.output, Format: m.base.Format(), Bytes: m.bytes,
 		Pairs: m.plan.Pairs, Modules: m.stats, Findings: append([]finding.Finding{}, m.plan.Findings...),
 	}
 	if q := m.args.options.Quantize; q != nil {
@@ -320,18 +322,19 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 				doc.Findings = append(doc.Findings, f)
 			}
 		}
+		m.args.reports.baseline.Apply(report)
 	}
+	doc.Findings, doc.Known = m.args.reports.baseline.Split(doc.Findings)
 	if m.t.json {
 		if err := m.t.document(doc); err != nil {
 			return err
 		}
 	}
-	for _, path := range m.args.reports {
-		if err := writeJSON(path, doc); err != nil {
-			return err
-		}
+	if err := m.args.reports.write(m.t, doc.rendered()); err != nil {
+		return err
 	}
 	m.t.report(doc.Findings)
+	m.t.sayKnown(m.args.reports.baseline, doc.Known)
 	m.print(report)
 	if report != nil && report.Verdict == verify.Reject {
 		return status(exitFound)

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant/imatrix"
+	"github.com/loratool/loratool/report"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify"
 	"github.com/loratool/loratool/verify/target"
@@ -24,8 +25,8 @@ func verifyCommand(t *terminal) *cli.Command {
 	return &cli.Command{
 		Name:      "verify",
 		Usage:     "check a file, an adapter against its base, or a merged model",
-		ArgsUsage: "FILE | ADAPTER --for TARGET | ADAPTER --base BASE | MERGED --base BASE -a ADAPTER[:S]…",
-		Description: "FILE: is it sound? Weights are read up to 256 MiB, or with --tensors; of bigger files the header is checked.\nADAPTER --base BASE: will it fit, and do something?\n" +
+		ArgsUsage: "FILE… | ADAPTER --for TARGET | ADAPTER --base BASE | MERGED --base BASE -a ADAPTER[:S]…",
+		Description: "FILE…: are they sound? Weights are read up to 256 MiB, or with --tensors; of bigger files the header is checked.\nADAPTER --base BASE: will it fit, and do something?\n" +
 			"MERGED --base BASE -a ADAPTER: is it really BASE + adapters? Answered exactly and with ONNX Runtime.\n\n" +
 			"Exit status: 0 sound, 1 something is wrong (with --fail-on warning: or odd), 2 could not check, 4 usage.",
 		Flags: append([]cli.Flag{
@@ -40,18 +41,21 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
-			&cli.StringSliceFlag{Name: "report", Usage: "write the JSON report to `FILE` too; repeatable"},
-		}, dialectFlags()...),
+		}, append(reportFlags(), dialectFlags()...)...),
 		Action: func(c *cli.Context) error { return runVerify(t, c) },
 	}
 }
 
 func runVerify(t *terminal, c *cli.Context) error {
-	path, err := oneArgument(c, "path")
+	reports, err := readReporting(c)
 	if err != nil {
 		return err
 	}
-	reports, err := reportPaths(c)
+	paths := c.Args().Slice()
+	if len(paths) == 0 || len(paths) > 1 && c.String("base")+c.String("for") != "" {
+		return usagef("verify takes one path, or several files alone; found %d", len(paths))
+	}
+	level, err := parseCheck(c.String("sample"), c.String("device"), c.Uint64("seed"))
 	if err != nil {
 		return err
 	}
@@ -60,30 +64,31 @@ func runVerify(t *terminal, c *cli.Context) error {
 	case c.String("for") != "" && len(adapters) > 0:
 		return usagef("verify --for is for an adapter, not for a merged model")
 	case c.String("for") != "":
-		r, err = verifyFor(c, path)
+		r, err = verifyFor(c, paths[0])
 	case c.String("base") == "" && len(adapters) > 0:
 		return usagef("verify -a ADAPTER needs --base BASE")
 	case c.String("base") == "":
-		r, err = verifyFile(t, c, path)
+		r, err = verifyFiles(t, c, paths)
 	case len(adapters) == 0:
-		r, err = verifyAdapter(t, c, path)
+		r, err = verifyAdapter(t, c, paths[0])
 	default:
-		r, err = verifyMerge(t, c, path, adapters)
+		r, err = verifyMerge(t, c, paths[0], adapters, level)
 	}
 	if err != nil {
 		return err
 	}
+	r.Provenance = provenance(c, level, paths...)
+	reports.baseline.Apply(r)
 	if t.json {
 		if err := t.document(r); err != nil {
 			return err
 		}
 	}
-	for _, p := range reports {
-		if err := writeJSON(p, r); err != nil {
-			return err
-		}
+	if err := reports.write(t, report.FromVerify(r)); err != nil {
+		return err
 	}
 	t.report(r.Findings)
+	t.sayKnown(reports.baseline, r.Known)
 	if r.Verdict == verify.Reject {
 		return status(exitFound)
 	}
@@ -92,6 +97,26 @@ func runVerify(t *terminal, c *cli.Context) error {
 
 // smallFile is the size of the weights that verify FILE reads without being asked for it.
 const smallFile = 256 << 20
+
+// verifyFiles checks files alone, each for itself.
+func verifyFiles(t *terminal, c *cli.Context, paths []string) (*verify.Report, error) {
+	if len(paths) > 1 && c.Bool("tensors") {
+		return nil, usagef("--tensors lists the tensors of one file, found %d", len(paths))
+	}
+	var all *verify.Report
+	for _, p := range paths {
+		r, err := verifyFile(t, c, p)
+		if err != nil {
+			return nil, err
+		}
+		if all == nil {
+			all = r
+		} else {
+			all.Findings = append(all.Findings, r.Findings...)
+		}
+	}
+	return all, nil
+}
 
 // verifyFile checks a file alone; an adapter folder is also decoded.
 func verifyFile(t *terminal, c *cli.Context, path string) (*verify.Report, error) {
@@ -225,11 +250,7 @@ func verifyAdapter(t *terminal, c *cli.Context, path string) (*verify.Report, er
 	return r, nil
 }
 
-func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string) (*verify.Report, error) {
-	level, err := parseCheck(c.String("sample"), c.String("device"), c.Uint64("seed"))
-	if err != nil {
-		return nil, err
-	}
+func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string, level checkLevel) (*verify.Report, error) {
 	if level.off {
 		return nil, usagef("--sample off: that would check nothing")
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/onnxruntime"
+	"github.com/loratool/loratool/report"
 	"github.com/loratool/loratool/verify"
 )
 
@@ -109,10 +110,7 @@ func (t *terminal) text() io.Writer {
 // document prints the command's JSON document.
 func (t *terminal) document(v any) error {
 	t.printed = true
-	e := json.NewEncoder(t.out)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	return report.WriteJSON(t.out, v)
 }
 
 // alike is how many findings of one code are printed as text before the rest is only counted.

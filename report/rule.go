@@ -1,0 +1,54 @@
+package report
+
+import "strings"
+
+// areas say what the findings of an area are about.
+var areas = map[string]string{
+	"adapter":   "The adapter's own files: configuration, pairs, shapes, scales, effect",
+	"base":      "The base model: its files, and whether the adapter belongs to it",
+	"baseline":  "The baseline of known findings",
+	"config":    "The configuration of a model folder",
+	"container": "A container file: its structure, sizes and names",
+	"convert":   "The conversion of adapters and models",
+	"files":     "What kind of files these are, and whether they can be read",
+	"imatrix":   "An importance matrix",
+	"match":     "How the adapter's updates find their weights in the base",
+	"merge":     "Whether a model is its base plus adapters, and what rounding left of them",
+	"numeric":   "Values of weights",
+	"output":    "Writing outputs",
+	"quant":     "Quantization",
+	"runtime":   "ONNX Runtime and its devices",
+	"scheme":    "Checkpoints quantized for PyTorch",
+	"tokenizer": "The tokenizer of a model folder",
+}
+
+// rules describe the findings that checks make most.
+var rules = map[string]string{
+	"adapter.magnitude":       "An update is several times as large as its weight",
+	"adapter.no_effect":       "An update changes nothing",
+	"container.lfs_pointer":   "A git-lfs pointer stands in the place of the file",
+	"container.size_mismatch": "A tensor's bytes do not fit its type and shape",
+	"container.truncated":     "A file ends before its contents do",
+	"match.nothing_to_do":     "No update of the adapter has a place in the base",
+	"match.unmatched_target":  "An update of the adapter has no place in the base",
+	"merge.completeness":      "A tensor is missing, misshapen, or not of the base",
+	"merge.equivalence":       "A stored weight is not what base and adapters make",
+	"merge.not_merged":        "A stored weight is the base's: the adapter is not in it",
+	"merge.retention_lost":    "Rounding to the stored type lost most of an adapter",
+	"merge.retention_low":     "Rounding to the stored type lost a part of an adapter",
+	"merge.runtime_check":     "ONNX Runtime computes something else with the merged weight",
+	"numeric.nan_inf":         "A tensor holds NaN or infinity",
+}
+
+// describe says in one line what findings of a code are about.
+func describe(code string) string {
+	if s, ok := rules[code]; ok {
+		return s
+	}
+	area, reason, _ := strings.Cut(code, ".")
+	reason = strings.ReplaceAll(reason, "_", " ")
+	if s, ok := areas[area]; ok {
+		return s + ": " + reason
+	}
+	return area + ": " + reason
+}
