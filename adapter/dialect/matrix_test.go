@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -140,12 +141,15 @@ var languageModels = family{
 }
 
 // families are what the table of docs/ecosystems.md is made of.
-var families = []family{languageModels}
+var families = []family{languageModels, pipelineFamily}
 
 // pass encodes an adapter, writes it, and reads it again.
 func pass(t *testing.T, a *adapter.Adapter, to, base string) (*adapter.Adapter, error) {
 	t.Helper()
 	name := "out." + map[string]string{"gguf": "gguf", "ort": "onnx_adapter", "openvino": "safetensors"}[to]
+	if slices.Contains(pipelineDialects(), to) {
+		name = "out.safetensors"
+	}
 	out, err := Encode(a, to, Target{Name: name, Base: base, DType: tensor.F32})
 	if err != nil {
 		return nil, err

@@ -1,22 +1,36 @@
 package diffusion
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/loratool/loratool/adapter"
-	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/adapter/lycoris"
+	"github.com/loratool/loratool/tensor"
 )
 
 // algorithm decodes a module of another algorithm than plain LoRA.
 func (d *decoder) algorithm(s *site) ([]adapter.Update, error) {
-	roles := make([]role, 0, len(s.role))
-	for r := range s.role {
-		if !slices.Contains(plain, r) {
-			roles = append(roles, r)
+	m := lycoris.Module{Name: s.target("").Module, File: d.file, Tensors: map[string]*tensor.Tensor{}}
+	var any *tensor.Tensor
+	for r, t := range s.role {
+		m.Tensors[string(r)] = t
+		if any == nil || t.Name < any.Name {
+			any = t
 		}
 	}
-	slices.SortFunc(roles, func(x, y role) int { return cmp.Compare(x, y) })
-	f := finding.Errorf("adapter.unsupported_feature", d.file, "tensors of kind %q are not supported", roles[0]).In(s.role[roles[0]].Name)
-	return nil, f.Hinted("merge it with the tool it was made with")
+	m.Scale = func(rank int) (adapter.Scale, error) { return d.scale(s, rank) }
+	us, err := lycoris.Decode(m)
+	if err != nil {
+		return nil, err
+	}
+	var out []adapter.Update
+	for _, u := range us {
+		if u.Layer == adapter.Linear {
+			u.Layer = s.layer()
+		}
+		split, err := d.canonical(s, any, u)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, split...)
+	}
+	return out, nil
 }

@@ -285,7 +285,12 @@ func equal(x, y *adapter.Update) (bool, error) {
 	if x.Scale.Value != y.Scale.Value {
 		return false, nil
 	}
-	for _, p := range [][2]adapter.Factor{{x.A, y.A}, {x.B, y.B}, {x.Value, y.Value}} {
+	factors := [][2]adapter.Factor{{x.A, y.A}, {x.B, y.B}, {x.A2, y.A2}, {x.B2, y.B2}, {x.Value, y.Value}, {x.Magnitude, y.Magnitude}}
+	for i := range x.Kron {
+		k, l := x.Kron[i], y.Kron[i]
+		factors = append(factors, [2]adapter.Factor{k.Full, l.Full}, [2]adapter.Factor{k.A, l.A}, [2]adapter.Factor{k.B, l.B})
+	}
+	for _, p := range factors {
 		if same, err := sameValues(p[0], p[1]); !same || err != nil {
 			return false, err
 		}

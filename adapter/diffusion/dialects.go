@@ -20,13 +20,14 @@ func (d Dialect) Writes() bool { return d.form != nil }
 
 // A form is a dialect's choice in each dimension of a file's form.
 type form struct {
-	prefix func(c *naming.DiffusionComponent) string
-	body   func(c *naming.DiffusionComponent) naming.Body // of each component; the original one is fused
-	flat   bool
-	a, b   string
-	bias   string // "" where a bias cannot be held
-	set    string // a replaced vector, "" where it cannot be held
-	alpha  bool   // a tensor; otherwise scales are folded into the factors
+	prefix    func(c *naming.DiffusionComponent) string
+	body      func(c *naming.DiffusionComponent) naming.Body // of each component; the original one is fused
+	flat      bool
+	a, b      string
+	bias      string // "" where a bias cannot be held
+	magnitude string // of DoRA
+	set       string // a replaced vector, "" where it cannot be held
+	alpha     bool   // a tensor; otherwise scales are folded into the factors
 }
 
 // Dialects lists the dialects. Their names are those of adapter.Adapter.Dialect and of Encode.
@@ -34,16 +35,16 @@ var Dialects = []Dialect{
 	{"kohya", "a kohya file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Kohya[0] },
 		body:   func(c *naming.DiffusionComponent) naming.Body { return c.Flat },
-		flat:   true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true,
+		flat:   true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale",
 	}},
 	{"diffusers", "a diffusers file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Folder + "." },
 		body:   func(*naming.DiffusionComponent) naming.Body { return naming.Renamed },
-		a:      ".lora_A.weight", b: ".lora_B.weight", bias: ".lora_B.bias",
+		a:      ".lora_A.weight", b: ".lora_B.weight", bias: ".lora_B.bias", magnitude: ".lora_magnitude_vector",
 	}},
 	{"comfyui", "a ComfyUI file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Native }, body: nativeBody,
-		a: ".lora_down.weight", b: ".lora_up.weight", bias: ".diff_b", set: ".set_weight", alpha: true,
+		a: ".lora_down.weight", b: ".lora_up.weight", bias: ".diff_b", set: ".set_weight", alpha: true, magnitude: ".dora_scale",
 	}},
 	{"ai-toolkit", "an ai-toolkit file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Native }, body: nativeBody,

@@ -56,6 +56,7 @@ type encoder struct {
 	weights  []adapter.Weight
 	ranks    map[string][]ranked // by component
 	dims     [][2]float64        // rank and alpha of every module
+	doras    int                 // how many of them have a magnitude
 	findings []finding.Finding
 }
 
@@ -122,6 +123,9 @@ func (e *encoder) canonical() error {
 			return d.unknown([]*site{s}, e.family)
 		}
 		s.name = n
+		if f, ok := u.Factored(); ok && u.Form() == adapter.Exactly {
+			u = f
+		}
 		us, ok := split(u, n, nil, s.spelled() == naming.Original)
 		if !ok {
 			return e.a.Refuse(&u, "the rows of module %q do not divide into its parts", u.Module)
@@ -163,7 +167,9 @@ func (e *encoder) add(n naming.DiffusionName, u adapter.Update) error {
 	part := slices.IndexFunc(n.Module.Parts, func(p naming.DiffusionPart) bool { return p.Module == module })
 	var slot *adapter.Update
 	switch {
-	case u.Kind == adapter.LowRank && u.Param == "weight":
+	case part < 0:
+		return e.refuse(&u)
+	case e.holds(&u) && u.Param == "weight":
 		slot = &g.low[part]
 	case u.Kind == adapter.Bias && e.form.bias != "" && u.Param == "bias":
 		slot = &g.bias[part]
@@ -178,6 +184,18 @@ func (e *encoder) add(n naming.DiffusionName, u adapter.Update) error {
 	}
 	*slot = u
 	return nil
+}
+
+// holds reports whether a dialect can hold an update as a pair of factors: any magnitude where there is a
+// tensor for it, those of the output axis alone in the form of PEFT.
+func (e *encoder) holds(u *adapter.Update) bool {
+	switch u.Kind {
+	case adapter.LowRank:
+		return !u.Magnitude.Present()
+	case adapter.DoRA:
+		return e.form.magnitude != "" && (!u.Input || e.form.alpha)
+	}
+	return false
 }
 
 func (e *encoder) refuse(u *adapter.Update) error {
@@ -277,6 +295,20 @@ func (e *encoder) factors(name string, u *adapter.Update, kernel []int64, folder
 	}
 	e.put(name+e.form.a, a, fa)
 	e.put(name+e.form.b, b, fb)
+	if u.Kind == adapter.DoRA {
+		e.doras++
+		n := u.Magnitude.Rows * u.Magnitude.Cols
+		shape := tensor.Shape{n}
+		if e.form.alpha { // dora_scale keeps the dimensions of the weight
+			if shape = (tensor.Shape{n, 1}); u.Input {
+				shape = tensor.Shape{1, n}
+			}
+			for range kernel {
+				shape = append(shape, 1)
+			}
+		}
+		e.put(name+e.form.magnitude, shape, u.Magnitude)
+	}
 	e.dims = append(e.dims, [2]float64{float64(u.Rank), alphaOf(u)})
 	if e.form.alpha {
 		e.weights = append(e.weights, adapter.Weight{

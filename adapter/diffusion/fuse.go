@@ -31,6 +31,12 @@ func fuse(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, e
 	if len(have) == 0 {
 		return &adapter.Update{}, nil
 	}
+	for p := range parts {
+		u := &parts[p]
+		if have[0].Kind == adapter.DoRA && u.Kind == "" || u.Kind != "" && u.Kind != have[0].Kind || u.Input {
+			return nil, (&adapter.Adapter{}).Refuse(have[0], "only some parts of %q are DoRA of the output axis, and the magnitudes of the others depend on the base", m.Original)
+		}
+	}
 	shared, even := true, true
 	for _, u := range have[1:] {
 		same, err := sameValues(have[0].A, u.A)
@@ -102,7 +108,23 @@ func fuse(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, e
 		return v, nil
 	})
 	out.B.DType = kind
+	if out.Kind == adapter.DoRA {
+		out.Magnitude = magnitudes(have)
+	}
 	return &out, nil
+}
+
+// magnitudes puts the magnitudes of all parts into one row.
+func magnitudes(parts []*adapter.Update) adapter.Factor {
+	var all []adapter.Factor
+	for _, u := range parts {
+		f := u.Magnitude
+		f.Rows, f.Cols = f.Rows*f.Cols, 1
+		all = append(all, f)
+	}
+	f := adapter.Stacked(all...)
+	f.Rows, f.Cols = 1, f.Rows
+	return f
 }
 
 // fuseBias makes one bias of a fused module from those of its parts.
@@ -129,12 +151,13 @@ func fuseBias(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Updat
 // swapBack brings the halves of an update's rows into the original checkpoint's order.
 func swapBack(u *adapter.Update) {
 	if u.Kind != "" {
-		rows := outputs(u)
-		gather(u, rows, func(i int64) int64 { return (i + rows/2) % rows })
+		rows := u.Outputs()
+		*u, _ = u.GatherOutputs(rows, halves(rows))
 	}
 }
 
-// trim undoes a block-diagonal B: parts that share an A and use only some of its rows keep those.
+// trim undoes what fuse did: parts that share an A and use only some of its rows keep those, and parts
+// without a value have no update.
 func trim(parts []adapter.Update) error {
 	var first *tensor.Tensor
 	shared := false
@@ -151,6 +174,7 @@ func trim(parts []adapter.Update) error {
 	if !shared {
 		return nil
 	}
+	var empty []int
 	for p := range parts {
 		u := &parts[p]
 		if u.Kind == "" {
@@ -173,7 +197,13 @@ func trim(parts []adapter.Update) error {
 			}
 		}
 		n := int64(len(keep))
-		if n == 0 || n == u.B.Cols {
+		if n == u.B.Cols {
+			continue
+		}
+		if n == 0 && u.Kind == adapter.LowRank {
+			empty = append(empty, p)
+		}
+		if n == 0 {
 			continue
 		}
 		index := func(i int64) int64 { return keep[i] }
@@ -181,6 +211,11 @@ func trim(parts []adapter.Update) error {
 		u.B = u.B.Transpose().GatherRows(n, index).Transpose()
 		u.Rank = int(n)
 		u.Scale.Rank, u.Scale.Alpha = u.Rank, u.Scale.Value*float64(n)
+	}
+	if len(empty) < len(parts) {
+		for _, p := range empty {
+			parts[p] = adapter.Update{}
+		}
 	}
 	return nil
 }

@@ -7,19 +7,27 @@ import (
 
 // split brings an update of a module into the modules of diffusers. Of a fused module there is one update a
 // part, or for each of the parts listed where the rows are only those; A is shared and B cut. original says
-// that the rows are in the order of the original checkpoint, so that swapped halves are put right. It is
-// false where the rows do not divide.
+// that the rows are in the order of the original checkpoint, so that swapped halves are put right. What
+// cannot be cut by rows stays whole, under the original checkpoint's name, and so does a Kronecker product,
+// whose parts would be none. It is false where the rows do not divide.
 func split(u adapter.Update, n naming.DiffusionName, parts []int, original bool) ([]adapter.Update, bool) {
-	rows := outputs(&u)
-	if n.Part >= 0 {
+	rows := u.Outputs()
+	if n.Part >= 0 && !(n.Module.Swapped && original) {
 		u.Module = n.Path()
-		if n.Module.Swapped && original {
-			if rows%2 != 0 {
-				return nil, false
-			}
-			gather(&u, rows, func(i int64) int64 { return (i + rows/2) % rows })
-		}
 		return []adapter.Update{u}, true
+	}
+	whole := u
+	whole.Module = n.Component.Folder + "." + n.Module.Original
+	if u.Kind == adapter.LoKr && parts == nil {
+		return []adapter.Update{whole}, true
+	}
+	if n.Part >= 0 {
+		v, ok := u.GatherOutputs(rows, halves(rows))
+		if !ok || rows%2 != 0 {
+			return []adapter.Update{whole}, rows%2 == 0
+		}
+		v.Module = n.Path()
+		return []adapter.Update{v}, true
 	}
 	of := *n.Module
 	if parts != nil {
@@ -31,48 +39,16 @@ func split(u adapter.Update, n naming.DiffusionName, parts []int, original bool)
 		if !ok {
 			return nil, false
 		}
-		v := u
+		v, ok := u.GatherOutputs(count, func(i int64) int64 { return first + i })
+		if !ok {
+			return []adapter.Update{whole}, parts == nil
+		}
 		n.Part = p
 		v.Module = n.Path()
-		gather(&v, count, func(i int64) int64 { return first + i })
 		out = append(out, v)
 	}
 	return out, true
 }
 
-// outputs is the number of output rows that an update covers.
-func outputs(u *adapter.Update) int64 {
-	switch u.Kind {
-	case adapter.LowRank, adapter.DoRA:
-		return u.B.Rows
-	case adapter.Bias:
-		return u.Value.Rows * u.Value.Cols
-	}
-	if u.Layer == "" { // a vector
-		return u.Value.Rows * u.Value.Cols
-	}
-	return u.Value.Rows
-}
-
-// gather takes output rows of an update in another order.
-func gather(u *adapter.Update, rows int64, index func(int64) int64) {
-	switch {
-	case u.Kind == adapter.LowRank || u.Kind == adapter.DoRA:
-		u.B = u.B.GatherRows(rows, index)
-		if u.Magnitude.Present() {
-			u.Magnitude = vector(u.Magnitude, rows, index)
-		}
-	case u.Kind == adapter.Bias || u.Layer == "":
-		u.Value = vector(u.Value, rows, index)
-	default:
-		u.Value = u.Value.GatherRows(rows, index)
-	}
-}
-
-// vector gathers elements of a vector, which stays one row.
-func vector(f adapter.Factor, n int64, index func(int64) int64) adapter.Factor {
-	f.Rows, f.Cols = f.Rows*f.Cols, 1
-	f = f.GatherRows(n, index)
-	f.Rows, f.Cols = 1, n
-	return f
-}
+// halves exchanges the two halves of some rows.
+func halves(rows int64) func(int64) int64 { return func(i int64) int64 { return (i + rows/2) % rows } }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/tensor"
@@ -50,6 +51,10 @@ func (e *encoder) files(dialect string) (*Files, error) {
 		}
 		set("sshs_model_hash", hash)
 	case "diffusers":
+		if e.doras > 0 && e.doras < len(e.dims) {
+			return nil, finding.Errorf("adapter.unsupported_feature", e.a.Path, "some modules use DoRA and others do not, which a diffusers file cannot say").
+				Hinted("convert it for ComfyUI, or merge the adapter into the base instead")
+		}
 		text, err := e.configs()
 		if err != nil {
 			return nil, err
@@ -96,7 +101,7 @@ func (e *encoder) configs() (string, error) {
 		slices.Sort(targets)
 		for key, v := range map[string]any{
 			"r": usual, "lora_alpha": usual, "rank_pattern": pattern, "alpha_pattern": pattern, "target_modules": targets,
-			"peft_type": "LORA", "bias": "none", "use_dora": false, "use_rslora": false, "lora_bias": false,
+			"peft_type": "LORA", "bias": "none", "use_dora": e.doras > 0, "use_rslora": false, "lora_bias": false,
 		} {
 			all[folder+"."+key] = v
 		}
