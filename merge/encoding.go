@@ -18,7 +18,11 @@ func (o *Output) encoding(cols int64) (scheme.Encoding, error) {
 		return nil, err
 	}
 	codec, _ := quant.Of(tensor.DType(o.Type))
-	return &single{out: o, codec: codec, cols: cols, row: row}, nil
+	s := single{out: o, codec: codec, cols: cols, row: row}
+	if o.Requant == RequantMatch {
+		return newMatched(s), nil
+	}
+	return &s, nil
 }
 
 // A single encoding stores rows one after the other in one tensor, each by itself.

@@ -44,6 +44,8 @@ type Options struct {
 	TypeOf func(tensor.Spec) tensor.DType
 	// Quantize, where set, chooses types and order; it overrides DType.
 	Quantize *Quantization
+	// Requant says how an updated tensor that keeps its block type is rounded.
+	Requant Requant
 	// RefuseRequant makes an update of a quantized tensor that keeps its type an error.
 	RefuseRequant bool
 	// AllowUnmatched turns updates without a tensor in the base from errors into warnings.
@@ -88,6 +90,7 @@ type Output struct {
 	Type       typeName     `json:"type"`
 	Shape      tensor.Shape `json:"shape"`
 	Updates    []Applied    `json:"updates"`
+	Requant    Requant      `json:"requant,omitempty"` // of an updated tensor that keeps its block type: match or rtn
 	// Scheme says how source and output are packed, "" where each is one tensor; the types are then that of
 	// the packed data.
 	Scheme string `json:"scheme,omitempty"`

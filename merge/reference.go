@@ -7,8 +7,9 @@ import (
 
 // A Reference recomputes rows of an updated tensor from the plan's inputs, for checks.
 type Reference struct {
-	t     *task
-	frame adapter.Frame
+	t       *task
+	frame   adapter.Frame
+	matched *matched // once asked for
 }
 
 // Reference loads the tensor's updates. Close releases them.

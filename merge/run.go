@@ -118,6 +118,9 @@ type buffers struct {
 	in, out      []byte
 	dst          [][]byte
 	w0, w1, back []float32
+
+	nearest     []byte // a row as it would have been without matched rounding
+	nearestBack []float32
 }
 
 func grow[T any](b *[]T, n int64) []T {

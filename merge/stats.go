@@ -18,12 +18,23 @@ type Stats struct {
 	Noise     float64 `json:"noise"`     // ‖S−(W+Δ)‖/‖Δ‖
 	Changed   float64 `json:"changed"`   // share of elements whose stored value differs from the base
 	NoEffect  bool    `json:"no_effect"` // Δ is zero
+
+	// Of tensors stored by matched rounding: what rounding to the nearest would have made of them.
+	Nearest *Nearest `json:"nearest,omitempty"`
+}
+
+// Nearest is what rounding to the nearest code makes of an update.
+type Nearest struct {
+	Retention float64 `json:"retention"`
+	Noise     float64 `json:"noise"`
 }
 
 // sums are the partial sums of Stats over some rows.
 type sums struct {
 	dot, delta, base, noise, whole float64
 	changed, n                     int64
+
+	nearestDot, nearestNoise float64 // of matched tensors
 }
 
 // add counts rows: w0 is the base, w1 the updated weight, back what the stored bytes decode to.
@@ -50,6 +61,18 @@ func (s *sums) add(w0, w1, back []float32) {
 	s.whole += whole
 	s.changed += changed
 	s.n += int64(len(w0))
+}
+
+// addNearest counts a row that was stored otherwise: back is what its nearest codes decode to.
+func (s *sums) addNearest(w0, w1, back []float32) {
+	var dot, noise float64
+	for i, w := range w0 {
+		d, e := float64(w1[i])-float64(w), float64(back[i])-float64(w)
+		dot += float64(d * e)
+		noise += float64((e - d) * (e - d))
+	}
+	s.nearestDot += dot
+	s.nearestNoise += noise
 }
 
 // Stored says how a tensor of the output came out.
@@ -86,6 +109,8 @@ func (t *task) total() (all sums) {
 		all.whole += s.whole
 		all.changed += s.changed
 		all.n += s.n
+		all.nearestDot += s.nearestDot
+		all.nearestNoise += s.nearestNoise
 	}
 	return all
 }
@@ -121,6 +146,9 @@ func (t *task) stats() Stats {
 		}
 		r.Noise = math.Sqrt(all.noise / all.delta)
 		r.Changed = float64(all.changed) / float64(all.n)
+		if t.out.Requant == RequantMatch {
+			r.Nearest = &Nearest{Retention: all.nearestDot / all.delta, Noise: math.Sqrt(all.nearestNoise / all.delta)}
+		}
 	}
 	return r
 }

@@ -225,6 +225,7 @@ func (t *task) measure(w []float32, src []byte, out [][]byte, offs []int64, firs
 		}
 		t.decode.Decode(base, src[i*t.inRow:(i+1)*t.inRow])
 		s.add(base, w, back)
+		t.measureNearest(base, w, first+i, b, s)
 	}
 }
 

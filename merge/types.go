@@ -85,8 +85,12 @@ func (p *planner) chooseType(out *Output) {
 		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "rows of %d elements do not hold whole blocks of %s", out.frame.Cols, target).In(out.Name))
 		return
 	}
-	if updated && source.IsBlock() && target == source && p.opt.RefuseRequant {
+	switch {
+	case !updated || !source.IsBlock() || target != source:
+	case p.opt.RefuseRequant:
 		p.fail(finding.Errorf("merge.requantize", p.base.Path(), "the base stores this tensor as %s, and --requant refuse was given", source).In(out.Name).
 			Hinted("--dtype f16 stores updated tensors in float16"))
+	default:
+		p.chooseRequant(out)
 	}
 }

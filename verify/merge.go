@@ -81,6 +81,7 @@ type work struct {
 
 	module   *Module
 	rounded  bool // the module is W + ΔW, as far as its type holds that
+	matched  bool // it seems to be stored by matched rounding
 	bytes    int64
 	findings []finding.Finding
 }

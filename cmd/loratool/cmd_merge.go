@@ -34,7 +34,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own, or gguf for a folder and an OUTPUT that ends in .gguf)"},
 			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16"},
 			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M)"},
-			&cli.StringFlag{Name: "requant", Value: "auto", Usage: "`HOW` an updated tensor returns to a quantized type: rtn (decode, add, encode), refuse"},
+			&cli.StringFlag{Name: "requant", Value: "auto", Usage: requantUsage},
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "when an adapter changes one side of tied embeddings, `HOW`: refuse, untie (store both), both (update the shared matrix)"},
@@ -91,12 +91,8 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	if a.options.Quantize, err = mergeQuantization(c); err != nil {
 		return a, err
 	}
-	switch r := c.String("requant"); r {
-	case "auto", "rtn":
-	case "refuse":
-		a.options.RefuseRequant = true
-	default:
-		return a, usagef("--requant %q: rtn or refuse (adapter-preserving rounding, match, is not offered yet)", r)
+	if err = readRequant(c.String("requant"), &a.options); err != nil {
+		return a, err
 	}
 	if a.options.Compat, err = parseCompat(c.String("compat")); err != nil {
 		return a, err
@@ -365,6 +361,7 @@ func (m *merging) print(report *verify.Report) {
 		w.AppendRow(table.Row{g.typ, g.n, fmt.Sprintf("%.4f", g.retention.Min), fmt.Sprintf("%.4f", g.retention.Median), fmt.Sprintf("%.2e", g.ratio), fmt.Sprintf("%.1f %%", 100*g.changed)})
 	}
 	fmt.Fprintln(out, w.Render())
+	printKept(out, m.stats)
 	if report != nil {
 		printCheck(out, report)
 	}
