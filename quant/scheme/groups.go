@@ -189,28 +189,52 @@ func (d *grouped) wordRows(dst []float32, first, n int64, scales, zeros []float3
 	}
 	per := int64(32 / d.bits)
 	mask := uint32(1)<<d.bits - 1
+	var tables [lane]levels
 	for lo := int64(0); lo < n; lo += lane {
 		hi := min(n, lo+lane)
+		known := int32(-1) // the group of the tables
 		for i := int64(0); i < d.in; i += per {
 			line := b[i/per*4*n:][:4*n]
 			in := group[i : i+per]
-			one := same(in)
+			if d.bits == 4 && same(in) {
+				if known != in[0] {
+					known = in[0]
+					for o := lo; o < hi; o++ {
+						at := int64(known)*n + o
+						tables[o-lo].fill(scales[at], zeros[at])
+					}
+				}
+				for o := lo; o < hi; o++ {
+					tables[o-lo].word((*[8]float32)(dst[o*d.in+i:]), word(line, o))
+				}
+				continue
+			}
 			for o := lo; o < hi; o++ {
 				w, row := word(line, o), dst[o*d.in+i:][:per]
-				at := int64(in[0])*n + o
-				s, z := scales[at], zeros[at]
 				for k := range row {
-					if !one {
-						at = int64(in[k])*n + o
-						s, z = scales[at], zeros[at]
-					}
-					row[k] = s * (float32(w&mask) - z)
+					at := int64(in[k])*n + o
+					row[k] = scales[at] * (float32(w&mask) - zeros[at])
 					w >>= d.bits
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// levels are the values of a group's four-bit codes.
+type levels [16]float32
+
+func (t *levels) fill(scale, zero float32) {
+	for c := range t {
+		t[c] = scale * (float32(c) - zero)
+	}
+}
+
+// word decodes eight codes, the first in the lowest bits.
+func (t *levels) word(to *[8]float32, w uint32) {
+	to[0], to[1], to[2], to[3] = t[w&15], t[w>>4&15], t[w>>8&15], t[w>>12&15]
+	to[4], to[5], to[6], to[7] = t[w>>16&15], t[w>>20&15], t[w>>24&15], t[w>>28]
 }
 
 func same(group []int32) bool {
@@ -261,6 +285,10 @@ func (d *grouped) awqRows(dst []float32, first, n int64, scales, zeros []float32
 	}
 	for c := range width {
 		lo, hi := max(first, 8*(from+c))-first, min(first+n, 8*(from+c+1))-first
+		if hi-lo == 8 {
+			d.awqWords(dst[lo*d.in:hi*d.in], b[4*c:], width, scales[lo:], zeros[lo:], n, group)
+			continue
+		}
 		for i, g := range group {
 			w := word(b, int64(i)*width+c)
 			s, z := scales[int64(g)*n:][:n], zeros[int64(g)*n:][:n]
@@ -271,6 +299,32 @@ func (d *grouped) awqRows(dst []float32, first, n int64, scales, zeros []float32
 		}
 	}
 	return nil
+}
+
+// awqWords decodes the eight outputs of a column of words, which lie width words apart. Scales and zeros of a
+// group lie n apart. A tile is filled first: eight rows a power of two apart would push each other out of the cache.
+func (d *grouped) awqWords(dst []float32, b []byte, width int64, scales, zeros []float32, n int64, group []int32) {
+	const inputs = 64
+	var t [8]levels
+	var tile [8][inputs]float32
+	known := int32(-1) // the group of the tables
+	for from := 0; from < len(group); from += inputs {
+		part := group[from:min(from+inputs, len(group))]
+		for i, g := range part {
+			if g != known {
+				known = g
+				for k := range t {
+					t[k].fill(scales[int64(g)*n+int64(k)], zeros[int64(g)*n+int64(k)])
+				}
+			}
+			w, i := word(b, int64(from+i)*width), i%inputs
+			tile[0][i], tile[2][i], tile[4][i], tile[6][i] = t[0][w&15], t[2][w>>4&15], t[4][w>>8&15], t[6][w>>12&15]
+			tile[1][i], tile[3][i], tile[5][i], tile[7][i] = t[1][w>>16&15], t[3][w>>20&15], t[5][w>>24&15], t[7][w>>28]
+		}
+		for k := range tile {
+			copy(dst[k*len(group)+from:][:len(part)], tile[k][:])
+		}
+	}
 }
 
 // zeros are those of n outputs from first, [groups, n]. The difference of a code and a zero is exact in float32.

@@ -176,6 +176,9 @@ func (d *hqq) run(dst []float32, at, chunk int64, scratch *[]byte) error {
 	if err != nil {
 		return err
 	}
+	if codes := int64(1) << d.bits; d.axis == 1 && d.unit == 1 && codes*4 <= d.matrixCols {
+		return d.lookUp(dst, b, at, shift, scales, zeros, scratch)
+	}
 	size := n * int64(d.round.DType().BlockBytes())
 	if int64(len(*scratch)) < size {
 		*scratch = make([]byte, size)
@@ -199,6 +202,39 @@ func (d *hqq) run(dst []float32, at, chunk int64, scratch *[]byte) error {
 	d.each(dst, at, func(part []float32, g, step int64) {
 		for i := range part {
 			part[i] *= scales[g+int64(i)*step-first]
+		}
+	})
+	return nil
+}
+
+// lookUp decodes the codes at a shift of bytes, of rows that are groups, from element at on, by the values that
+// each group's codes have.
+func (d *hqq) lookUp(dst []float32, b []byte, at int64, shift int, scales, zeros []float32, scratch *[]byte) error {
+	codes := int64(1) << d.bits
+	values := make([]float32, codes*int64(len(scales)))
+	for g, zero := range zeros {
+		for c := range codes {
+			values[int64(g)*codes+c] = float32(c) - zero
+		}
+	}
+	size := len(values) * d.round.DType().BlockBytes()
+	if len(*scratch) < size {
+		*scratch = make([]byte, size)
+	}
+	if err := d.round.Encode((*scratch)[:size], values); err != nil {
+		return err
+	}
+	d.round.Decode(values, (*scratch)[:size])
+	for i := range values {
+		values[i] *= scales[int64(i)>>d.bits]
+	}
+	first, mask := at/d.matrixCols, byte(codes-1)
+	d.each(dst, at, func(part []float32, g, _ int64) {
+		table := values[(g-first)*codes:][:codes:codes]
+		from := b[:len(part)]
+		b = b[len(part):]
+		for i, v := range from {
+			part[i] = table[v>>shift&mask]
 		}
 	})
 	return nil
