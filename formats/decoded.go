@@ -82,12 +82,12 @@ func (d *Decoded) Scheme() string {
 }
 
 // Findings are the warnings about the model and its quantization, and a note that it is decoded.
-func (d *Decoded) Findings() []finding.Finding { return d.findings("decoded to float") }
+func (d *Decoded) Findings() []finding.Finding { return d.findings(" and decoded to float") }
 
 func (d *Decoded) findings(what string) []finding.Finding {
 	note := finding.Finding{
 		Code: "scheme.decoded", Level: finding.Info, File: d.Path(),
-		Message: fmt.Sprintf("%d weights are stored as %s and %s", len(d.view.Packed), d.Scheme(), what),
+		Message: fmt.Sprintf("%d weights are stored as %s%s", len(d.view.Packed), d.Scheme(), what),
 	}
 	return slices.Concat(d.Model.Findings(), d.view.Findings, []finding.Finding{note})
 }

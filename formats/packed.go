@@ -43,7 +43,7 @@ func (p *Packed) Tensors() []tensor.Tensor { return p.tensors }
 func (p *Packed) Weight(name string) *scheme.Weight { return p.view.Packed[name] }
 
 // Findings are the warnings about the model and its quantization, and a note that it is kept.
-func (p *Packed) Findings() []finding.Finding { return p.findings("stored so again") }
+func (p *Packed) Findings() []finding.Finding { return p.findings(", which is kept") }
 
 // Layout lays out an output of stored tensors, packed or not, with the configuration as it is.
 func (p *Packed) Layout(specs []tensor.Spec, opt layout.Options) (*layout.Layout, error) {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sort"
 	"strings"
 	"testing"
 
@@ -47,19 +48,16 @@ func packings() []packing {
 	}
 }
 
-// nearest is the code of the value nearest to v; of equally near ones the even code, or the first.
+// nearest is the number of the value, of some in ascending order, that is nearest to a magnitude; of equally
+// near ones the even one, or the first.
 func nearest(values []float32, v float32, even bool) int {
-	best, distance := 0, math.Inf(1)
-	for c, x := range values {
-		if x != x {
-			continue
-		}
-		d := math.Abs(float64(x) - float64(v))
-		if d < distance || even && d == distance && c%2 == 0 && math.Signbit(float64(x)) == math.Signbit(float64(v)) {
-			best, distance = c, d
-		}
+	high := min(sort.Search(len(values), func(i int) bool { return values[i] >= v }), len(values)-1)
+	low := max(0, high-1)
+	below, above := float64(v)-float64(values[low]), float64(values[high])-float64(v)
+	if below < above || below == above && (!even || low%2 == 0) {
+		return low
 	}
-	return best
+	return high
 }
 
 // packFP8 packs under scales of some rows and columns, 0 for all.

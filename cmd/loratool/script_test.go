@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": scriptStatus, "json": scriptJSON, "only": scriptOnly, "flip": scriptFlip, "near": scriptNear, "same": scriptSame,
-			"weights": scriptWeights, "zeros": scriptZeros, "bigendian": scriptBigEndian,
+			"weights": scriptWeights, "zeros": scriptZeros, "pack": scriptPack, "bigendian": scriptBigEndian,
 		},
 	})
 }
