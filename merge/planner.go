@@ -100,6 +100,10 @@ func (p *planner) match(in Input) error {
 			places, err = p.tied(a, u, places, err)
 		}
 		if err != nil {
+			if u.Optional && finding.Of(err) == nil {
+				p.plan.Pairs = p.plan.Pairs[:pair]
+				continue
+			}
 			p.unmatched(a, u, pair, err)
 			continue
 		}
@@ -151,7 +155,7 @@ func (p *planner) bind(i int) {
 	})
 	var layer adapter.Layer
 	for _, b := range ups {
-		if b.u.Layer == adapter.Conv {
+		if b.u.LayerIn(b.place, out.Shape) == adapter.Conv {
 			layer = adapter.Conv
 		}
 	}
@@ -210,7 +214,7 @@ func (p *planner) bindOne(out *Output, b bound) error {
 		return finding.Errorf("container.unsupported", base, "tensor has no known type").In(out.Name)
 	}
 	applied := Applied{Adapter: b.in.Adapter.Path, Module: moduleName(u.Target), Kind: u.Kind, Rank: u.Rank, Place: describe(b.place)}
-	if u.Kind == adapter.LowRank || u.Kind == adapter.DoRA || u.Kind == adapter.Bias {
+	if u.Rank > 0 || u.Kind == adapter.Bias {
 		s := u.Scale
 		applied.Scale = &s
 	}
