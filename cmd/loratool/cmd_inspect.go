@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sort"
 	"strings"
@@ -16,7 +14,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/dialect"
-	"github.com/loratool/loratool/adapter/peft"
+	"github.com/loratool/loratool/adapter/evidence"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
@@ -159,7 +157,7 @@ func (t *terminal) inspect(path string, opt dialect.Options) (inspected, error) 
 			return in, err
 		}
 		defer a.Close()
-		in.Format = weightsFormat(path, d)
+		in.Format = weightsFormat(path)
 		in.Findings = append(in.Findings, a.Findings...)
 		if a.NoMerge != nil {
 			f := *a.NoMerge
@@ -168,7 +166,7 @@ func (t *terminal) inspect(path string, opt dialect.Options) (inspected, error) 
 		}
 		in.Metadata = append(in.Metadata, a.Metadata...)
 		in.Adapter = describeAdapter(a)
-		in.addTensors(adapterTensors(a))
+		in.addTensors(adapterTensors(path, a))
 		return in, nil
 	}
 	m, err := formats.OpenWith(path, t.formats)
@@ -198,24 +196,19 @@ func (t *terminal) inspect(path string, opt dialect.Options) (inspected, error) 
 }
 
 // weightsFormat names the format of an adapter's weights: a PEFT folder without safetensors holds a pickle.
-func weightsFormat(path, dialect string) string {
-	switch {
-	case dialect == "gguf":
-		return "gguf"
-	case formats.IsFolder(path):
-		if _, err := os.Stat(filepath.Join(path, peft.WeightsName)); err != nil && dialect == "peft" {
-			return "torch"
-		}
-	default:
-		if f, err := formats.Sniff(path); err == nil {
-			return f
-		}
-	}
-	return "safetensors"
+func weightsFormat(path string) string {
+	return cmp.Or(evidence.Look(path).Format, "safetensors")
 }
 
-// adapterTensors lists the stored tensors of an adapter's factors.
-func adapterTensors(a *adapter.Adapter) []tensor.Tensor {
+// adapterTensors lists the tensors in an adapter's weight file; where that is no file of tensors, those that
+// the factors are.
+func adapterTensors(path string, a *adapter.Adapter) []tensor.Tensor {
+	if file := evidence.Look(path).File; file != "" {
+		if m, err := formats.Open(file); err == nil {
+			defer m.Close()
+			return m.Tensors()
+		}
+	}
 	seen := map[string]bool{}
 	var ts []tensor.Tensor
 	for _, u := range a.Updates {
