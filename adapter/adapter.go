@@ -97,6 +97,7 @@ const (
 	LoKr    Kind = "lokr"     // W += s·(Kron[0] ⊗ Kron[1])
 	HiRA    Kind = "hira"     // W += s·W∘(B·A)
 	GLoRA   Kind = "glora"    // W += s·(B·A + W·B2·A2)
+	VeRA    Kind = "vera"     // W += s·B·A', A' the first columns of A, as many as W has inputs
 	IA3     Kind = "ia3"      // W += s·W∘(Value − 1), one value an output or input; for biases too
 	OFT     Kind = "oft"      // W += s·(W turned by blocks of rotations − W); BOFT is one of several stages
 	HRA     Kind = "hra"      // W += s·(W·Π(I − 2·ûᵢ·ûᵢᵀ) − W)
@@ -118,7 +119,7 @@ type Update struct {
 	Kind  Kind
 	Layer Layer
 
-	A, B   Factor  // LowRank, DoRA, LoHa, HiRA, GLoRA: [r, in] and [out, r] (see Layer)
+	A, B   Factor  // LowRank, DoRA, LoHa, VeRA, HiRA, GLoRA: [r, in] and [out, r] (see Layer)
 	A2, B2 Factor  // LoHa: the same again; GLoRA: [r, in] and [in, r]
 	Kron   [2]Side // LoKr
 	Rank   int

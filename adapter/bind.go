@@ -84,6 +84,8 @@ func Bind(u *Update, p naming.Place, stored tensor.Spec, frame Frame, round Roun
 		return b.rows()
 	case Bias:
 		return b.bias()
+	case VeRA:
+		return b.vera()
 	case HiRA:
 		return b.hira()
 	case GLoRA:
@@ -225,6 +227,20 @@ func (b *binding) product() (*product, error) {
 }
 
 func (b *binding) lowRank() (Op, error) { return b.product() }
+
+// vera binds a product whose A is cut to the base's inputs.
+func (b *binding) vera() (Op, error) {
+	u := *b.u
+	at, err := b.find(u.B.Rows, func(inputs int64) bool { return inputs <= u.A.Cols }, fmt.Sprintf("[%d, at most %d]", u.B.Rows, u.A.Cols))
+	if err != nil {
+		return nil, err
+	}
+	_, inputs := at.sides()
+	u.A = u.A.Transpose().SliceRows(0, inputs).Transpose()
+	inner := *b
+	inner.u = &u
+	return inner.product()
+}
 
 // dora binds DoRA over a low-rank update.
 func (b *binding) dora() (Op, error) {

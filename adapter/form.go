@@ -12,7 +12,7 @@ type Form string
 const (
 	Exactly Form = "factors"   // the difference is B·A: it converts exactly
 	Dense   Form = "dense"     // the difference does not depend on the base: it converts by SVD, with a loss
-	OnBase  Form = "dependent" // the difference depends on the base's weight: it can only be merged
+	OnBase  Form = "dependent" // the difference depends on the base's weight or size: it can only be merged
 	Whole   Form = "whole"     // not a difference of a matrix: a replacement, token rows, a bias or a norm
 )
 
@@ -21,7 +21,7 @@ func (u *Update) Form() Form {
 	switch {
 	case u.Kind == Replace, u.Kind == Rows, u.Kind == Bias:
 		return Whole
-	case u.Magnitude.Present(), u.Kind == IA3, u.Kind == OFT, u.Kind == HRA, u.Kind == GLoRA, u.Kind == HiRA:
+	case u.Magnitude.Present(), u.Kind == IA3, u.Kind == OFT, u.Kind == HRA, u.Kind == GLoRA, u.Kind == HiRA, u.Kind == VeRA:
 		return OnBase
 	case u.Kind == LowRank, u.Kind == LoKr:
 		return Exactly

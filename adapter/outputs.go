@@ -3,7 +3,7 @@ package adapter
 // Outputs is the number of output rows that an update of a matrix covers, 0 where its tensors do not say.
 func (u *Update) Outputs() int64 {
 	switch u.Kind {
-	case LowRank, DoRA, LoHa, HiRA, GLoRA:
+	case LowRank, DoRA, LoHa, VeRA, HiRA, GLoRA:
 		return u.B.Rows
 	case LoKr:
 		r1, _ := u.Kron[0].Shape()
@@ -45,7 +45,7 @@ func (u *Update) GatherOutputs(rows int64, index func(int64) int64) (Update, boo
 		}
 	}
 	switch u.Kind {
-	case LowRank, DoRA, HiRA, GLoRA:
+	case LowRank, DoRA, VeRA, HiRA, GLoRA:
 		v.B = u.B.GatherRows(rows, index)
 	case LoHa:
 		v.B, v.B2 = u.B.GatherRows(rows, index), u.B2.GatherRows(rows, index)

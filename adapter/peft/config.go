@@ -37,7 +37,9 @@ type config struct {
 	tokens                      []tokenSet
 	alora                       []int64
 	bd                          *blockDiagonal
-	tied                        bool // ensure_weight_tying
+	tied                        bool    // ensure_weight_tying
+	tuner                       *tuner  // nil: LoRA
+	stated                      *object // the file, for what only one tuner reads
 
 	findings []finding.Finding
 }
@@ -118,6 +120,7 @@ func (r *reader) fail(reason, key string, v any, want string) {
 
 func (r *reader) read() {
 	c := r.config
+	c.stated = r.o
 	c.peftType, c.taskType = strings.ToUpper(r.text("peft_type")), strings.ToUpper(r.text("task_type"))
 	c.version, c.baseModel = r.text("peft_version"), r.text("base_model_name_or_path")
 	c.rslora, c.dora = r.flag("use_rslora"), r.flag("use_dora")
@@ -129,6 +132,12 @@ func (r *reader) read() {
 	c.tied = r.flag("ensure_weight_tying")
 	r.checkFeatures()
 	if r.err != nil {
+		return
+	}
+	if c.tuner != nil {
+		r.targetModules()
+		r.ofTuner()
+		r.remarks()
 		return
 	}
 	r.rankAndAlpha()
@@ -356,7 +365,7 @@ func (r *reader) blockDiagonal() {
 // remarks collects what is odd but does not stop anything.
 func (r *reader) remarks() {
 	for _, k := range r.o.keys {
-		if !known[k] && set(r.o.vals[k]) {
+		if !known[k] && set(r.o.vals[k]) && r.tuner == nil {
 			r.warn("unknown_config_key", "%q is not a key this program knows; it may change how the adapter is meant", k)
 		}
 	}

@@ -3,7 +3,8 @@
 //
 // It covers the LoRA family: LoRA, rsLoRA, DoRA, BD-LoRA, patterns, biases, saved modules, trained
 // token rows and target_parameters. Ranks and shapes come from the tensors, alphas from the
-// configuration. Everything else is refused by name. The rules are those of PEFT 0.20.
+// configuration. Of the other tuners it reads those in tuners.go and refuses the rest by name. The rules
+// are those of PEFT 0.20.
 package peft
 
 import (
@@ -59,7 +60,7 @@ func Decode(path, configFile string, cfg []byte, weightFile string, tensors []te
 		return nil, err
 	}
 	a := &adapter.Adapter{Path: path, Dialect: "peft", Space: naming.HF, BaseModel: c.baseModel}
-	for _, step := range []func(*adapter.Adapter) error{d.values, d.tokenRows, d.factors, d.checkTargets} {
+	for _, step := range []func(*adapter.Adapter) error{d.values, d.tokenRows, d.changes, d.checkTargets} {
 		if err := step(a); err != nil {
 			return nil, err
 		}
@@ -110,6 +111,7 @@ type site struct {
 	a, b     *tensor.Tensor
 	bias     *tensor.Tensor
 	mag      *tensor.Tensor
+	parts    map[string]*tensor.Tensor // of another tuner than LoRA, by name
 	embedded bool
 	first    string // the name of its first tensor
 }
@@ -120,6 +122,7 @@ type decoder struct {
 	file string
 
 	sites  []*site
+	shared map[string]*tensor.Tensor // tensors that all modules of a tuner share, by name
 	byPath map[siteID]*site
 	whole  []value
 	tokens []value
@@ -143,7 +146,7 @@ func (d *decoder) errorf(reason string, t string, format string, a ...any) *find
 
 // collect sorts the tensors into sites and values.
 func (d *decoder) collect(tensors []tensor.Tensor) error {
-	d.byPath = map[siteID]*site{}
+	d.byPath, d.shared = map[siteID]*site{}, map[string]*tensor.Tensor{}
 	seen := map[[3]string]string{}
 	name := ""
 	for i := range tensors {
@@ -151,7 +154,7 @@ func (d *decoder) collect(tensors []tensor.Tensor) error {
 		if e := foreign(t.Name); e != "" {
 			return d.errorf("wrong_ecosystem", t.Name, "this is a tensor name of %s in a PEFT adapter", e).Hinted("remove adapter_config.json and read the weight file on its own, if it really is one")
 		}
-		k := parseKey(t.Name)
+		k := d.parse(t.Name)
 		id := [3]string{k.module, fmt.Sprint(k.depth, k.role), k.param}
 		if other, ok := seen[id]; ok && k.role != roleIgnored && k.role != roleOriginal {
 			return d.errorf("duplicate_target", t.Name, "names the same parameter as %q", other)
@@ -195,6 +198,10 @@ func (d *decoder) sort(k key, t *tensor.Tensor) error {
 		return d.errorf("bad_dtype", t.Name, "a weight cannot be of type %s", t.DType).Expected(t.DType, "a floating-point type")
 	}
 	switch k.role {
+	case rolePart:
+		d.part(k, t)
+	case roleShared:
+		d.shared[k.param] = t
 	case roleValue:
 		d.whole = append(d.whole, value{k, t})
 	case roleTokens:

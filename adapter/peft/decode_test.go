@@ -68,7 +68,7 @@ func TestScaleSources(t *testing.T) {
 func TestRefusedConfigurations(t *testing.T) {
 	const ok = `, "r": 2, "lora_alpha": 4`
 	for cfg, code := range map[string]string{
-		`{"peft_type": "LOHA"}`:                       "adapter.unsupported_feature",
+		`{"peft_type": "GLORA"}`:                      "adapter.unsupported_feature",
 		`{"peft_type": "PROMPT_TUNING"}`:              "adapter.unsupported_feature",
 		`{"fine_tune_type": "lora"}`:                  "adapter.wrong_ecosystem",
 		`{"peft_type": 1}`:                            "adapter.bad_config",

@@ -21,13 +21,15 @@ const (
 	roleOriginal  role = "original" // the base's own copy in very old files
 	roleIgnored   role = "ignored"  // training state that no merge uses
 	roleDiagonal  role = "lora_diag"
+	rolePart      role = "part"   // of a module, of another tuner than LoRA
+	roleShared    role = "shared" // by all modules of a tuner
 	roleUnknown   role = "unknown"
 )
 
 // A key is a tensor name taken apart.
 type key struct {
 	module string // path without wrapper components
-	param  string // roleValue: the parameter's own name
+	param  string // roleValue: the parameter's own name; rolePart, roleShared: the tensor's
 	role   role
 	depth  int    // factors: how many wrappers stand between module and factor
 	inner  bool   // factors: the module lies inside a wrapped one (the out_proj of an attention)

@@ -58,8 +58,9 @@ func (c *config) checkInitialisation(residual bool) error {
 
 // checkFeatures refuses what changes the meaning of the factors in a way this package does not carry.
 func (r *reader) checkFeatures() {
+	r.tuner = tuners[r.peftType]
 	switch reason, ok := otherTuners[r.peftType]; {
-	case r.peftType == "LORA":
+	case r.peftType == "LORA", r.tuner != nil:
 	case r.peftType == "":
 		if set(r.o.vals["fine_tune_type"]) || set(r.o.vals["lora_parameters"]) {
 			r.err = finding.Errorf("adapter.wrong_ecosystem", r.file, "this is the configuration of an MLX adapter")

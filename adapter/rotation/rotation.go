@@ -150,21 +150,14 @@ func Butterfly(n, b int64, stage int) []int64 {
 	return order
 }
 
-// Chunks is the order of a stage of PEFT's BOFT over an axis of n with blocks of b, of several stages: in
-// each of n/b/2ˢ groups of rows the chunks of b/2 with even numbers come first, then the odd ones. It is nil
-// where they do not divide the axis.
-func Chunks(n, b int64, stage, stages int) []int64 {
-	order := make([]int64, 0, n)
-	if stages == 1 {
-		for i := range n {
-			order = append(order, i)
-		}
-		return order
-	}
+// Chunks is the order in which a stage of PEFT's BOFT with several stages lines up an axis of n with blocks of
+// b: within each stretch of 2ˢ blocks the chunks of b/2 with even numbers come first, then the odd ones. It is
+// nil where they do not divide the axis.
+func Chunks(n, b int64, stage int) []int64 {
 	if stage > 30 || b < 2 || b%2 != 0 || n%(b<<stage) != 0 {
 		return nil
 	}
-	// PEFT gathers strips of b/2 of neighbouring groups: a group is 2ˢ blocks wide.
+	order := make([]int64, 0, n)
 	width, half := b<<stage, b/2
 	for g := int64(0); g < n; g += width {
 		for odd := range int64(2) {
