@@ -12,7 +12,7 @@ import (
 // onnxResolver finds modules in an ONNX graph by the rules of package naming, and by shape where the
 // exporter left no name and only one weight fits.
 func onnxResolver(m *onnx.Model, a *adapter.Adapter) (naming.Resolver, error) {
-	r := byShape{ONNXResolver: naming.NewONNX(onnxGraph(m)), dims: map[adapter.Target][2]int64{}}
+	r := byShape{ONNXResolver: ONNXNames(m), dims: map[adapter.Target][2]int64{}}
 	for _, u := range a.Updates {
 		if u.A.Present() && u.B.Present() && u.Layer == adapter.Linear {
 			r.dims[u.Target] = [2]int64{u.B.Rows, u.A.Cols}
@@ -49,6 +49,9 @@ func (r byShape) Find(module, param string) ([]naming.Place, error) {
 	}
 	return nil, err
 }
+
+// ONNXNames finds modules in an ONNX model by the rules of package naming alone.
+func ONNXNames(m *onnx.Model) *naming.ONNXResolver { return naming.NewONNX(onnxGraph(m)) }
 
 // smallInts is the largest integer initializer whose values names are found with (the sizes of a Split).
 const smallInts = 64

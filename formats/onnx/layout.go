@@ -39,6 +39,8 @@ type Edit struct {
 	Dir string
 	// Clones are further initializers; their specs stand behind those of Model.Tensors.
 	Clones []Clone
+	// Branches are added to nodes of the main graph.
+	Branches []Branch
 }
 
 // A Clone is an initializer under a new name, which some of the uses of the original one take over.
@@ -196,7 +198,7 @@ func (m *Model) checkClone(c *Clone, names map[string]bool) error {
 
 // lay makes the layout for targets.
 func (m *Model) lay(targets []*target, opt layout.Options, edit Edit) (*layout.Layout, error) {
-	dirty := len(edit.Clones) > 0 || len(opt.Provenance) > 0 || edit.Data != Keep
+	dirty := len(edit.Clones) > 0 || len(edit.Branches) > 0 || len(opt.Provenance) > 0 || edit.Data != Keep
 	for _, t := range targets {
 		dirty = dirty || t.touched
 	}
@@ -226,7 +228,7 @@ func (m *Model) lay(targets []*target, opt layout.Options, edit Edit) (*layout.L
 		}
 		l.Files = append(l.Files, layout.File{Name: o.name, Size: o.size, Spans: o.spans()})
 	}
-	patches, err := m.patches(targets, opt, dirty)
+	patches, err := m.patches(targets, opt, edit, dirty)
 	if err != nil {
 		return nil, err
 	}

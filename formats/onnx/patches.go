@@ -10,8 +10,11 @@ import (
 )
 
 // patches are all changes of the model file.
-func (m *Model) patches(targets []*target, opt layout.Options, dirty bool) ([]patch, error) {
-	var w []patch
+func (m *Model) patches(targets []*target, opt layout.Options, edit Edit, dirty bool) ([]patch, error) {
+	w, err := m.branches(edit.Branches)
+	if err != nil {
+		return nil, err
+	}
 	types := map[*Graph]map[string]int64{} // the initializers with another type
 	for _, t := range targets {
 		add, err := m.tensorPatch(t, dirty)
@@ -160,10 +163,15 @@ func (m *Model) cloneInput(v Value, t *target) (patch, error) {
 }
 
 // inputPatch renames input number index of a node.
-func (m *Model) inputPatch(node *message, index int, name string) (p patch, err error) {
+func (m *Model) inputPatch(node *message, index int, name string) (patch, error) {
+	return m.renamed(node, 1, index, name)
+}
+
+// renamed gives a node's input (field 1) or output (field 2) number index another name.
+func (m *Model) renamed(node *message, num protowire.Number, index int, name string) (p patch, err error) {
 	k := 0
 	err = m.src.walk(node, 0, func(f field) error {
-		if f.num == 1 {
+		if f.num == num {
 			if k == index {
 				to := protowire.AppendString(nil, name)
 				p = patch{in: node, at: f.pre, n: f.end() - f.pre, with: []chunk{literal(to)}}

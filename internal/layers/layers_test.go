@@ -28,6 +28,7 @@ var layers = [][]string{
 	{"hf/metadata"},
 	{"hf"},
 	{"merge"},
+	{"branch"},
 	{"onnxruntime"},
 	{"verify"},
 	{"report", "verify/…"},
