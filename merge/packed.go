@@ -68,6 +68,8 @@ func (p *planner) keepPacked(out *Output) {
 		p.refused[out.stored()] = true
 	case p.opt.RefuseRequant:
 		fail("merge.requantize", "the base stores this tensor as %s, and --requant refuse was given", out.stored())
+	case p.opt.Requant == RequantMatch:
+		fail("merge.requantize", "the base stores this tensor as %s, which is rounded to the nearest only", out.stored())
 	}
 }
 

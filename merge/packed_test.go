@@ -491,7 +491,10 @@ func TestPackedRefused(t *testing.T) {
 			t.Errorf("%s: the same %v", name, same)
 		}
 	}
-	if _, err := merge.NewPlan(base, in, merge.Options{Resolve: merge.Resolvers(base), RefuseRequant: true}); finding.Of(err) == nil || finding.Of(err).Code != "merge.requantize" {
-		t.Errorf("refuse: %v", err)
+	for name, opt := range map[string]merge.Options{"refuse": {RefuseRequant: true}, "match": {Requant: merge.RequantMatch}} {
+		opt.Resolve = merge.Resolvers(base)
+		if _, err := merge.NewPlan(base, in, opt); finding.Of(err) == nil || finding.Of(err).Code != "merge.requantize" {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
