@@ -1,0 +1,192 @@
+// Package lowrank turns updates into low-rank ones for dialects that hold nothing else: exactly where the
+// difference has factors, else by singular values, with what is lost.
+//
+// Decompositions are deterministic: the random start of the range finder is fixed, and so is the sign of
+// every singular vector.
+package lowrank
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/naming"
+	"github.com/loratool/loratool/tensor"
+)
+
+// most is the largest rank at which factors are decomposed as factors.
+const most = 512
+
+// ToLowRank makes a low-rank update of one whose difference does not depend on the base. rank > 0 limits the
+// rank; energy in (0, 1) keeps the fewest singular values whose squares make up that share of the whole.
+// With neither, factors are written out exactly, and a dense difference is an error, for it needs one of the
+// two. loss is the share of the squares that is lost, 0 where the conversion is exact. Updates of form Whole
+// come back as they are. The error for updates that depend on the base says so.
+func ToLowRank(u *adapter.Update, rank int, energy float64) (v adapter.Update, loss float64, err error) {
+	limited := rank > 0 || energy > 0 && energy < 1
+	switch u.Form() {
+	case adapter.Whole:
+		return *u, 0, nil
+	case adapter.OnBase:
+		f := finding.Errorf("adapter.unsupported_feature", "", "what the %s update of module %q changes depends on the base's weights, so it has no factors", u.Kind, u.Module)
+		f.Module = u.Module
+		return *u, 0, f.Hinted("merge the adapter into its base, then extract the difference of the two models")
+	case adapter.Dense:
+		if !limited {
+			f := finding.Errorf("adapter.needs_rank", "", "the %s update of module %q has no exact low-rank form", u.Kind, u.Module)
+			f.Module = u.Module
+			return *u, 0, f.Hinted("choose a rank (--rank 64) or the share of the difference to keep (--energy 0.99)")
+		}
+	}
+	v, factored := u.Factored()
+	if factored && (!limited || rank >= v.Rank && !(energy > 0 && energy < 1)) && u.Form() == adapter.Exactly {
+		if u.Kind != adapter.LowRank {
+			v.Scale = told(v.Scale, v.Rank, "written out")
+		}
+		return v, 0, nil
+	}
+	s, total, err := decompose(u, v, factored, rank, energy)
+	if err != nil {
+		return *u, 0, err
+	}
+	k, kept := s.choose(rank, energy, total)
+	v = *u
+	v.Kind, v.A2, v.B2, v.Kron, v.Value, v.Rank = adapter.LowRank, adapter.Factor{}, adapter.Factor{}, [2]adapter.Side{}, adapter.Factor{}, k
+	if shape := u.KernelShape(); shape != nil {
+		v.Kernel, v.Layer = shape, adapter.Conv
+	}
+	v.A, v.B = s.factors(k)
+	v.Scale = told(u.Scale, k, fmt.Sprintf("rank %d by singular values", k))
+	if total > 0 {
+		loss = max(0, 1-kept/total)
+	}
+	return v, loss, nil
+}
+
+// told is the same scale of factors of another rank.
+func told(s adapter.Scale, rank int, how string) adapter.Scale {
+	s.Rank, s.Alpha = rank, s.Value*float64(rank)
+	s.Source += ", " + how
+	return s
+}
+
+// decompose finds as many singular values of an update without its scale as may be needed, and the sum of all
+// their squares.
+func decompose(u *adapter.Update, v adapter.Update, factored bool, rank int, energy float64) (spectrum, float64, error) {
+	if factored && v.Rank <= most {
+		a, err := v.A.Load()
+		if err != nil {
+			return spectrum{}, 0, err
+		}
+		b, err := v.B.Transpose().Load()
+		if err != nil {
+			return spectrum{}, 0, err
+		}
+		if err := finite(u, a, b); err != nil {
+			return spectrum{}, 0, err
+		}
+		s := ofProduct(matrix{v.Rank, int(v.B.Rows), widen(b)}, matrix{v.Rank, int(v.A.Cols), widen(a)})
+		total := 0.0
+		for _, x := range s.s {
+			total += float64(x * x)
+		}
+		return s, total, nil
+	}
+	d, err := difference(u)
+	if err != nil {
+		return spectrum{}, 0, err
+	}
+	total := d.energy()
+	k := rank
+	if k <= 0 {
+		k = 32
+	}
+	for {
+		s := d.leading(k)
+		if n, kept := s.choose(rank, energy, total); rank > 0 || len(s.s) >= min(d.rows, d.cols) || n <= k && kept >= energy*total {
+			return s, total, nil
+		}
+		k *= 2
+	}
+}
+
+func finite(u *adapter.Update, parts ...[]float32) error {
+	for _, v := range parts {
+		for _, x := range v {
+			if x-x != 0 {
+				f := finding.Errorf("adapter.non_finite", "", "the update of module %q holds %v", u.Module, x)
+				f.Module = u.Module
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+// difference is the update's matrix without its scale.
+func difference(u *adapter.Update) (dense, error) {
+	plain := *u
+	plain.Scale = adapter.Scale{Value: 1}
+	rows, cols := u.Outputs(), inputs(u)
+	spec := tensor.Spec{Name: u.Target.String(), DType: tensor.F32, Shape: tensor.Shape{rows, cols}}
+	if _, err := spec.Bytes(); err != nil || rows > math.MaxInt32 || cols > math.MaxInt32 {
+		return dense{}, finding.Errorf("adapter.shape_mismatch", "", "the update of module %q is larger than any matrix", u.Module)
+	}
+	op, err := adapter.Bind(&plain, naming.Place{Tensor: spec.Name}, spec, adapter.Frame{Rows: rows, Cols: cols}, adapter.Rounding{})
+	if err != nil {
+		return dense{}, err
+	}
+	if err := op.Load(); err != nil {
+		return dense{}, err
+	}
+	defer op.Release()
+	d := dense{rows: int(rows), cols: int(cols), v: make([]float32, rows*cols)}
+	row := make([]float64, cols)
+	for i := range rows {
+		clear(row)
+		op.Exact(row, i)
+		copy(d.v[i*cols:], narrow(row))
+	}
+	return d, finite(u, d.v)
+}
+
+// inputs is the number of columns of an update's matrix.
+func inputs(u *adapter.Update) int64 {
+	switch u.Kind {
+	case adapter.LoKr:
+		_, c1 := u.Kron[0].Shape()
+		_, c2 := u.Kron[1].Shape()
+		return c1 * c2
+	case adapter.Full:
+		return u.Value.Cols
+	}
+	return u.A.Cols
+}
+
+// choose is how many values a rank and an energy keep, one at least, and the sum of their squares.
+func (s spectrum) choose(rank int, energy, total float64) (k int, kept float64) {
+	for k < len(s.s) {
+		if k > 0 && (rank > 0 && k >= rank || energy > 0 && energy < 1 && kept >= energy*total || s.s[k] == 0) {
+			break
+		}
+		kept += float64(s.s[k] * s.s[k])
+		k++
+	}
+	return k, kept
+}
+
+// factors are the first k terms as A [k, in] and B [out, k], with the root of the value on either side.
+func (s spectrum) factors(k int) (a, b adapter.Factor) {
+	v, u := make([]float32, 0, k*s.v.cols), newMatrix(k, s.u.cols)
+	for i := range k {
+		root := math.Sqrt(s.s[i])
+		for _, x := range s.v.row(i) {
+			v = append(v, float32(root*x))
+		}
+		for j, x := range s.u.row(i) {
+			u.row(i)[j] = root * x
+		}
+	}
+	return adapter.FromValues(int64(k), int64(s.v.cols), v), adapter.FromValues(int64(s.u.cols), int64(k), narrow(u.transpose().v))
+}
