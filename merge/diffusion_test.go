@@ -286,3 +286,41 @@ func TestMergeSDXL(t *testing.T) {
 		t.Error("the VAE is gone")
 	}
 }
+
+// TestMergeWhole merges algorithms that stay whole on a fused module into a base that splits it.
+func TestMergeWhole(t *testing.T) {
+	const module = "lora_unet_double_blocks_0_img_attn_qkv."
+	for name, tensors := range map[string][]matrix{
+		"loha": {numbered(module+"hada_w1_a", 1, 12, 2), numbered(module+"hada_w1_b", 2, 2, 4), numbered(module+"hada_w2_a", 3, 12, 2), numbered(module+"hada_w2_b", 4, 2, 4)},
+		"lokr": {numbered(module+"lokr_w1", 1, 2, 2), numbered(module+"lokr_w2", 2, 6, 2)},
+		"diff": {numbered(module+"diff", 1, 12, 4)},
+		"ia3":  {numbered(module+"weight", 1, 4), {module + "on_input", []int64{1}, []float32{1}}},
+		"dora": {numbered(module+"lora_down.weight", 1, 2, 4), numbered(module+"lora_up.weight", 2, 12, 2), numbered(module+"dora_scale", 3, 12, 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			w := numbered("double_blocks.0.img_attn.qkv.weight", 9, 12, 4)
+			lora, single, folder := filepath.Join(dir, "lora.safetensors"), filepath.Join(dir, "flux.safetensors"), filepath.Join(dir, "transformer")
+			saveTensors(t, lora, tensors...)
+			saveTensors(t, single, w)
+			var parts []matrix
+			for i, p := range []string{"to_q", "to_k", "to_v"} {
+				parts = append(parts, matrix{"transformer_blocks.0.attn." + p + ".weight", []int64{4, 4}, w.rows(int64(4*i), 4)})
+			}
+			saveTensors(t, filepath.Join(folder, "diffusion_pytorch_model.safetensors"), parts...)
+			fused, err := baked(t, single, lora)
+			if err != nil {
+				t.Fatal(err)
+			}
+			split, err := baked(t, folder, lora)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := slices.Concat(split[parts[0].name], split[parts[1].name], split[parts[2].name])
+			if slices.Equal(fused[w.name], w.v) {
+				t.Error("nothing changed")
+			}
+			near(t, "the parts", got, fused[w.name])
+		})
+	}
+}

@@ -20,14 +20,15 @@ func (d Dialect) Writes() bool { return d.form != nil }
 
 // A form is a dialect's choice in each dimension of a file's form.
 type form struct {
-	prefix    func(c *naming.DiffusionComponent) string
-	body      func(c *naming.DiffusionComponent) naming.Body // of each component; the original one is fused
-	flat      bool
-	a, b      string
-	bias      string // "" where a bias cannot be held
-	magnitude string // of DoRA
-	set       string // a replaced vector, "" where it cannot be held
-	alpha     bool   // a tensor; otherwise scales are folded into the factors
+	prefix       func(c *naming.DiffusionComponent) string
+	body         func(c *naming.DiffusionComponent) naming.Body // of each component; the original one is fused
+	flat         bool
+	a, b         string
+	bias         string // "" where a bias cannot be held
+	magnitude    string // of DoRA
+	set          string // a replaced vector, "" where it cannot be held
+	alpha        bool   // a tensor; otherwise scales are folded into the factors
+	lycoris, ia3 bool   // tensors of LyCORIS algorithms; of (IA)³, too
 }
 
 // Dialects lists the dialects. Their names are those of adapter.Adapter.Dialect and of Encode.
@@ -36,6 +37,7 @@ var Dialects = []Dialect{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Kohya[0] },
 		body:   func(c *naming.DiffusionComponent) naming.Body { return c.Flat },
 		flat:   true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale",
+		bias: ".diff_b", lycoris: true, ia3: true,
 	}},
 	{"diffusers", "a diffusers file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Folder + "." },
@@ -44,7 +46,7 @@ var Dialects = []Dialect{
 	}},
 	{"comfyui", "a ComfyUI file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Native }, body: nativeBody,
-		a: ".lora_down.weight", b: ".lora_up.weight", bias: ".diff_b", set: ".set_weight", alpha: true, magnitude: ".dora_scale",
+		a: ".lora_down.weight", b: ".lora_up.weight", bias: ".diff_b", set: ".set_weight", alpha: true, magnitude: ".dora_scale", lycoris: true,
 	}},
 	{"ai-toolkit", "an ai-toolkit file", &form{
 		prefix: func(c *naming.DiffusionComponent) string { return c.Native }, body: nativeBody,

@@ -67,6 +67,13 @@ type group struct {
 	low   []adapter.Update // by part, of kind "" where there is none
 	bias  []adapter.Update
 	set   *adapter.Update
+	own   []own // what the target holds as it is
+}
+
+// An own update is written in the tensors of its own algorithm.
+type own struct {
+	part int // of the module, -1 for the whole of it
+	u    adapter.Update
 }
 
 // siteOf is the module of an update as a site, for its lookup.
@@ -123,6 +130,11 @@ func (e *encoder) canonical() error {
 			return d.unknown([]*site{s}, e.family)
 		}
 		s.name = n
+		if e.native(n, &u, s.spelled() == naming.Original) {
+			g := e.group(n)
+			g.own = append(g.own, own{n.Part, u})
+			continue
+		}
 		if f, ok := u.Factored(); ok && u.Form() == adapter.Exactly {
 			u = f
 		}
@@ -155,14 +167,20 @@ func (e *encoder) alone() error {
 	return nil
 }
 
-// add puts an update of one part into its group.
-func (e *encoder) add(n naming.DiffusionName, u adapter.Update) error {
+// group is the group of a module.
+func (e *encoder) group(n naming.DiffusionName) *group {
 	g := e.byModule[n.Module]
 	if g == nil {
 		g = &group{name: n, low: make([]adapter.Update, len(n.Module.Parts)), bias: make([]adapter.Update, len(n.Module.Parts))}
 		e.byModule[n.Module] = g
 		e.groups = append(e.groups, g)
 	}
+	return g
+}
+
+// add puts an update of one part into its group.
+func (e *encoder) add(n naming.DiffusionName, u adapter.Update) error {
+	g := e.group(n)
 	_, module, _ := strings.Cut(u.Module, ".")
 	part := slices.IndexFunc(n.Module.Parts, func(p naming.DiffusionPart) bool { return p.Module == module })
 	var slot *adapter.Update
@@ -211,6 +229,11 @@ func (e *encoder) write(g *group) error {
 		return e.factors("lora_unet_"+naming.Flatten(g.alone), &g.low[0], kernelOf(g.low[0].A), "")
 	}
 	c, m := g.name.Component, g.name.Module
+	for i := range g.own {
+		if err := e.algorithm(g.name, g.own[i].part, &g.own[i].u); err != nil {
+			return err
+		}
+	}
 	body := e.form.body(c)
 	spell := func(module string) string {
 		if e.form.flat {
@@ -297,26 +320,29 @@ func (e *encoder) factors(name string, u *adapter.Update, kernel []int64, folder
 	e.put(name+e.form.b, b, fb)
 	if u.Kind == adapter.DoRA {
 		e.doras++
-		n := u.Magnitude.Rows * u.Magnitude.Cols
-		shape := tensor.Shape{n}
-		if e.form.alpha { // dora_scale keeps the dimensions of the weight
-			if shape = (tensor.Shape{n, 1}); u.Input {
-				shape = tensor.Shape{1, n}
-			}
-			for range kernel {
-				shape = append(shape, 1)
-			}
-		}
-		e.put(name+e.form.magnitude, shape, u.Magnitude)
+		e.magnitude(name, u, kernel)
 	}
 	e.dims = append(e.dims, [2]float64{float64(u.Rank), alphaOf(u)})
 	if e.form.alpha {
-		e.weights = append(e.weights, adapter.Weight{
-			Spec:   tensor.Spec{Name: name + ".alpha", DType: tensor.F32, Shape: tensor.Shape{}},
-			Values: adapter.FromValues(1, 1, []float32{float32(alphaOf(u))}),
-		})
+		e.weights = append(e.weights, scalar(name+".alpha", alphaOf(u)))
 	}
 	return nil
+}
+
+// magnitude writes the magnitudes of DoRA: as PEFT's vector, or as dora_scale, which keeps the weight's
+// dimensions.
+func (e *encoder) magnitude(name string, u *adapter.Update, kernel []int64) {
+	n := u.Magnitude.Rows * u.Magnitude.Cols
+	shape := tensor.Shape{n}
+	if e.form.alpha {
+		if shape = (tensor.Shape{n, 1}); u.Input {
+			shape = tensor.Shape{1, n}
+		}
+		for range kernel {
+			shape = append(shape, 1)
+		}
+	}
+	e.put(name+e.form.magnitude, shape, u.Magnitude)
 }
 
 // alphaOf is the alpha that gives an update's scale at its rank.

@@ -7,9 +7,10 @@ import (
 
 // split brings an update of a module into the modules of diffusers. Of a fused module there is one update a
 // part, or for each of the parts listed where the rows are only those; A is shared and B cut. original says
-// that the rows are in the order of the original checkpoint, so that swapped halves are put right. What
-// cannot be cut by rows stays whole, under the original checkpoint's name, and so does a Kronecker product,
-// whose parts would be none. It is false where the rows do not divide.
+// that the rows are in the order of the original checkpoint, so that swapped halves are put right. Other
+// algorithms than LoRA stay whole, under the original checkpoint's name: a part of theirs would be another
+// algorithm's update, and a base that is split gets its rows of the whole. It is false where the rows do not
+// divide.
 func split(u adapter.Update, n naming.DiffusionName, parts []int, original bool) ([]adapter.Update, bool) {
 	rows := u.Outputs()
 	if n.Part >= 0 && !(n.Module.Swapped && original) {
@@ -18,8 +19,10 @@ func split(u adapter.Update, n naming.DiffusionName, parts []int, original bool)
 	}
 	whole := u
 	whole.Module = n.Component.Folder + "." + n.Module.Original
-	if u.Kind == adapter.LoKr && parts == nil {
-		return []adapter.Update{whole}, true
+	switch u.Kind {
+	case adapter.LowRank, adapter.DoRA, adapter.Bias, adapter.Replace:
+	default:
+		return []adapter.Update{whole}, parts == nil
 	}
 	if n.Part >= 0 {
 		v, ok := u.GatherOutputs(rows, halves(rows))
