@@ -19,6 +19,8 @@ type Options struct {
 	// Base is the path of the base model, as geometry.Read takes it, for the dialects that store rows in an
 	// order of their own; "" if it is not at hand.
 	Base string
+	// AllowUnmatched leaves out, with a warning, modules that no table knows.
+	AllowUnmatched bool
 }
 
 // geometry reads the geometry of the base.

@@ -41,7 +41,7 @@ func pipelines() []Dialect {
 }
 
 func openPipeline(path string, opt Options) (*adapter.Adapter, error) {
-	var o diffusion.Options
+	o := diffusion.Options{AllowUnmatched: opt.AllowUnmatched}
 	if opt.Base != "" {
 		o.Base = func() ([]string, error) { return modulesOf(opt.Base) }
 	}

@@ -190,9 +190,9 @@ func (d *decoder) resolve() error {
 		return nil
 	}
 	if d.opt.AllowUnmatched && known > 0 {
-		d.sites = slices.DeleteFunc(d.sites, func(s *site) bool { return slices.Contains(missing, s) })
 		f := finding.Of(d.unknown(missing, family))
 		f.Level = finding.Warning
+		d.sites = slices.DeleteFunc(d.sites, func(s *site) bool { return slices.Contains(missing, s) })
 		d.findings = append(d.findings, *f)
 		return nil
 	}

@@ -40,7 +40,7 @@ func dialectOptions(c *cli.Context) (dialect.Options, error) {
 	if c.Command.Name == "merge" {
 		base = c.Args().First()
 	}
-	return dialect.Options{PEFT: opt, Base: base}, nil
+	return dialect.Options{PEFT: opt, Base: base, AllowUnmatched: c.Bool("allow-unmatched")}, nil
 }
 
 // isAdapter reports whether a path holds an adapter.
