@@ -14,14 +14,18 @@ type chart struct {
 	Data   [][]*float64 `json:"data"` // null where a series has no value
 	Log    bool         `json:"log,omitempty"`
 	Bars   bool         `json:"bars,omitempty"`
+	Whole  bool         `json:"whole,omitempty"` // x counts
 }
 
-// charts are the figures that the modules give.
-func charts(modules []Module) []chart {
-	if len(modules) == 0 {
-		return nil
+// charts are the figures that the modules give; of an adapter that was only held to its base, the size of its
+// updates.
+func charts(modules, fits []Module) []chart {
+	var out []chart
+	if len(modules) > 0 {
+		out = append(out, sortedRetention(modules))
+	} else {
+		modules = fits
 	}
-	out := []chart{sortedRetention(modules)}
 	if c, ok := ratioByLayer(modules); ok {
 		out = append(out, c)
 	}
@@ -43,7 +47,7 @@ func sortedRetention(modules []Module) chart {
 		x[i] = float64(i + 1)
 	}
 	return chart{
-		Title: "Retention, modules in ascending order", X: "module", Y: "retention", Series: []string{"retention"},
+		Title: "Retention, modules in ascending order", X: "module", Y: "retention", Series: []string{"retention"}, Whole: true,
 		Data: [][]*float64{pointers(x), pointers(values)},
 	}
 }
@@ -85,7 +89,7 @@ func ratioByLayer(modules []Module) (chart, bool) {
 		low, middle, high = append(low, v[0]), append(middle, v[len(v)/2]), append(high, v[len(v)-1])
 	}
 	return chart{
-		Title: "‖ΔW‖/‖W‖ by layer of " + largest, X: "layer", Y: "‖ΔW‖/‖W‖", Series: []string{"median", "largest", "least"}, Log: true,
+		Title: "‖ΔW‖/‖W‖ by layer of " + largest, X: "layer", Y: "‖ΔW‖/‖W‖", Series: []string{"median", "largest", "least"}, Log: true, Whole: true,
 		Data: [][]*float64{pointers(x), pointers(middle), pointers(high), pointers(low)},
 	}, true
 }

@@ -21,6 +21,7 @@ type Document struct {
 	Known      []finding.Finding // of a baseline: shown, not counted
 	Baseline   bool              // whether there was one
 	Modules    []Module
+	Fits       []Module // what an adapter would do to its base: module, tensor and ratio only
 	Retention  *verify.Retention
 	Runtime    *verify.RuntimeUse
 	Unchanged  *verify.Unchanged
@@ -52,6 +53,9 @@ func FromVerify(r *verify.Report) *Document {
 	}
 	for i := range r.Modules {
 		d.Modules = append(d.Modules, checked(&r.Modules[i]))
+	}
+	for _, f := range r.Fits {
+		d.Fits = append(d.Fits, Module{Module: f.Module, Tensor: f.Tensor, Ratio: f.Ratio})
 	}
 	return d
 }
@@ -94,13 +98,7 @@ func (d *Document) escaped() *Document {
 	}
 	p.Subjects, p.Adapters = escapeAll(p.Subjects), escapeAll(p.Adapters)
 	e.Findings, e.Known = escapeFindings(d.Findings), escapeFindings(d.Known)
-	e.Modules = slices.Clone(d.Modules)
-	for i := range e.Modules {
-		m := &e.Modules[i]
-		for _, s := range []*string{&m.Module, &m.Tensor, &m.Type, &m.Provider, &m.Why} {
-			*s = finding.Escape(*s)
-		}
-	}
+	e.Modules, e.Fits = escapeModules(d.Modules), escapeModules(d.Fits)
 	if d.Retention != nil {
 		r := *d.Retention
 		r.Worst = finding.Escape(r.Worst)
@@ -120,6 +118,17 @@ func escapeAll(in []string) []string {
 	out := slices.Clone(in)
 	for i, s := range out {
 		out[i] = finding.Escape(s)
+	}
+	return out
+}
+
+func escapeModules(in []Module) []Module {
+	out := slices.Clone(in)
+	for i := range out {
+		m := &out[i]
+		for _, s := range []*string{&m.Module, &m.Tensor, &m.Type, &m.Provider, &m.Why} {
+			*s = finding.Escape(*s)
+		}
 	}
 	return out
 }

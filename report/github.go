@@ -179,6 +179,18 @@ func (d *Document) facts() [][2]string {
 		}
 		add("modules", fmt.Sprintf("%d, of which %d pass", len(d.Modules), passed))
 	}
+	if len(d.Fits) > 0 {
+		low, high := d.Fits[0], d.Fits[0]
+		for _, f := range d.Fits {
+			if f.Ratio < low.Ratio {
+				low = f
+			}
+			if f.Ratio > high.Ratio {
+				high = f
+			}
+		}
+		add("updates that fit", fmt.Sprintf("%d, of %.2e (%s) to %.2e (%s) of their weights", len(d.Fits), low.Ratio, low.Module, high.Ratio, high.Module))
+	}
 	if d.Retention != nil {
 		add("retention", fmt.Sprintf("least %.4f (%s), median %.4f", d.Retention.Min, d.Retention.Worst, d.Retention.Median))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/loratool/loratool/finding"
@@ -64,8 +65,8 @@ func writeHTML(w io.Writer, d *Document) error {
 		Style:     template.CSS(asset("uPlot.min.css") + "\n" + asset("page.css")),
 		Script:    template.JS("/* uPlot:\n" + asset("uPlot.LICENSE") + "\n*/\n" + asset("uPlot.iife.min.js") + "\n" + asset("page.js")),
 		Retention: heatMaps(d.Modules, paintRetention),
-		Ratio:     heatMaps(d.Modules, paintRatio),
-		Charts:    charts(d.Modules),
+		Ratio:     heatMaps(slices.Concat(d.Modules, d.Fits), paintRatio),
+		Charts:    charts(d.Modules, d.Fits),
 	}
 	hash := sha256.Sum256([]byte(p.Script))
 	p.Policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'"

@@ -59,6 +59,7 @@ func Adapter(ctx context.Context, plan *merge.Plan, planErr error) (*Report, []F
 	if effective == 0 && len(fits) > 0 {
 		r.add(finding.Warnf("adapter.no_effect", plan.Pairs[0].Adapter, "no module of the adapter has an effect"))
 	}
+	r.Fits = fits
 	return r.conclude(), fits, nil
 }
 

@@ -36,6 +36,7 @@ type Report struct {
 	Known         []finding.Finding `json:"known,omitempty"` // findings that a baseline sets aside
 	Tensors       map[string]Digest `json:"tensors,omitempty"`
 	Modules       []Module          `json:"modules,omitempty"`
+	Fits          []Fit             `json:"fits,omitempty"` // of an adapter held to its base
 	Retention     *Retention        `json:"retention,omitempty"`
 	Runtime       *RuntimeUse       `json:"runtime,omitempty"`
 	Unchanged     *Unchanged        `json:"unchanged,omitempty"`

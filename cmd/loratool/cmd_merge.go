@@ -160,7 +160,7 @@ func runMerge(t *terminal, c *cli.Context) error {
 		return printPlan(t, plan, err)
 	}
 	if err != nil {
-		return refusePlan(t, plan, err)
+		return args.reports.refused(t, c, args, plan, err)
 	}
 	m := merging{t: t, args: args, base: base, inputs: inputs, plan: plan, origin: provenance(c, args.check, args.output)}
 	if err := t.demandRuntime(c.Context, args.check); err != nil {

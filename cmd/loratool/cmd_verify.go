@@ -74,10 +74,16 @@ func runVerify(t *terminal, c *cli.Context) error {
 	default:
 		r, err = verifyMerge(t, c, paths[0], adapters, level)
 	}
-	if err != nil {
+	if r == nil {
 		return err
 	}
 	r.Provenance = provenance(c, level, paths...)
+	if err != nil { // the plan was refused, which a report says too
+		if e := reports.write(t, report.FromVerify(r)); e != nil {
+			return e
+		}
+		return err
+	}
 	reports.baseline.Apply(r)
 	if t.json {
 		if err := t.document(r); err != nil {
@@ -260,7 +266,7 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string, le
 	}
 	defer closeAll()
 	if planErr != nil {
-		return nil, refusePlan(t, plan, planErr)
+		return refused(plan), refusePlan(t, plan, planErr)
 	}
 	if _, err := os.Stat(path); err != nil {
 		return nil, finding.Errorf("files.missing", path, "there is no such merged model")

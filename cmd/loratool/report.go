@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/report"
 	"github.com/loratool/loratool/verify"
 )
@@ -33,7 +34,7 @@ type reporting struct {
 
 // readReporting reads the flags. The folders of the files must be there before anything is done.
 func readReporting(c *cli.Context) (r reporting, err error) {
-	r.github = os.Getenv("GITHUB_ACTIONS") == "true"
+	r.github = inGitHub()
 	for _, p := range c.StringSlice("report") {
 		if p == "github" {
 			r.github = true
@@ -52,6 +53,9 @@ func readReporting(c *cli.Context) (r reporting, err error) {
 	}
 	return r, err
 }
+
+// inGitHub reports whether this is a step of GitHub Actions.
+func inGitHub() bool { return os.Getenv("GITHUB_ACTIONS") == "true" }
 
 // provenance says what a command is about, from its flags.
 func provenance(c *cli.Context, level checkLevel, subjects ...string) *verify.Provenance {
@@ -158,4 +162,25 @@ func (d *mergeDocument) rendered() *report.Document {
 	r.Findings, r.Known = d.Findings, d.Known
 	r.Verdict = verify.Judge(d.Findings)
 	return r
+}
+
+// refused is the report on a plan that cannot be carried out.
+func refused(plan *merge.Plan) *verify.Report {
+	r := &verify.Report{Findings: plan.Findings}
+	(*verify.Baseline)(nil).Apply(r)
+	return r
+}
+
+// refused reports a merge that cannot be carried out.
+func (r reporting) refused(t *terminal, c *cli.Context, args mergeArguments, plan *merge.Plan, planErr error) error {
+	if finding.Of(planErr) != nil {
+		doc := &mergeDocument{
+			SchemaVersion: verify.SchemaVersion, Provenance: provenance(c, args.check, args.output), Output: args.output,
+			Pairs: plan.Pairs, Modules: []merge.Stats{}, Findings: plan.Findings,
+		}
+		if err := r.write(t, doc.rendered()); err != nil {
+			return err
+		}
+	}
+	return refusePlan(t, plan, planErr)
 }

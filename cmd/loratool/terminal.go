@@ -199,6 +199,9 @@ func (t *terminal) finish(cause error, err error) int {
 // fail prints what ended a command, and the JSON document where the command has not come to it.
 func (t *terminal) fail(f *finding.Finding) {
 	t.say(f)
+	if inGitHub() {
+		_ = report.WriteAnnotations(t.err, &report.Document{Findings: []finding.Finding{*f}})
+	}
 	if t.json && !t.printed {
 		_ = t.document(map[string]any{"schema_version": verify.SchemaVersion, "verdict": verify.Reject, "findings": []*finding.Finding{f}})
 	}

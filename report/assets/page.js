@@ -43,7 +43,7 @@
   const data = JSON.parse(document.getElementById("charts").textContent);
   const holders = document.querySelectorAll("[data-chart]");
   let plots = [];
-  const number = (v) => (v == null ? "" : v !== 0 && (Math.abs(v) < 0.001 || Math.abs(v) >= 1e5) ? v.toExponential(1) : String(+v.toPrecision(4)));
+  const number = (v) => (v == null ? "" : v !== 0 && (Math.abs(v) < 0.001 || Math.abs(v) >= 1e5) ? v.toExponential(1) : String(+v.toPrecision(6)));
   const draw = () => {
     plots.forEach((plot) => plot.destroy());
     plots = [];
@@ -56,7 +56,7 @@
       plots.push(new uPlot({
         width: Math.max(300, holder.clientWidth), height: 240,
         scales: { x: { time: false }, y: { distr: chart.log ? 3 : 1, range: chart.bars ? (u, low, high) => [0, high * 1.05 || 1] : undefined } },
-        axes: [Object.assign(axis(chart.x), { size: 40, values: (u, ticks) => ticks.map(number) }), y],
+        axes: [Object.assign(axis(chart.x), { size: 40, values: (u, ticks) => ticks.map(number) }, chart.whole ? { incrs: [1, 2, 5].flatMap((n) => [n, n * 10, n * 100, n * 1000]).sort((a, b) => a - b) } : {}), y],
         series: [{ label: chart.x, value: (u, v) => number(v) }].concat(chart.series.map((label, i) => ({
           label, stroke: strokes[i], width: 2, fill: chart.bars ? strokes[i] + "66" : undefined, value: (u, v) => number(v),
           points: { show: !chart.bars && chart.data[0].length < 50, size: 5 }, paths: chart.bars ? uPlot.paths.bars({ size: [0.9] }) : undefined,
