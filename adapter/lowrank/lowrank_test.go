@@ -235,3 +235,23 @@ func TestKernel(t *testing.T) {
 		t.Errorf("A has the shape %v", got)
 	}
 }
+
+// TestConvert checks that only what is not low-rank changes, and that the losses name it.
+func TestConvert(t *testing.T) {
+	a := &adapter.Adapter{Path: "p", Updates: []adapter.Update{*lowRank(1, 20, 30, 4), *full(20, 30), {Kind: adapter.Bias, Value: random(1, 1, 20)}}}
+	a.Updates[1].Target = adapter.Target{Module: "m", Param: "weight"}
+	low, losses, err := Convert(a, 6, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(losses) != 1 || losses[0].Module != "m" || losses[0].Kind != adapter.Full || losses[0].Rank != 6 || losses[0].Lost <= 0.1 || losses[0].Lost >= 0.9 {
+		t.Errorf("losses %v", losses)
+	}
+	if low.Updates[1].Kind != adapter.LowRank || a.Updates[1].Kind != adapter.Full || low.Updates[0].Rank != 4 || low.Updates[2].Kind != adapter.Bias {
+		t.Errorf("updates %+v", low.Updates)
+	}
+	a.Updates[1] = adapter.Update{Kind: adapter.IA3, Value: random(1, 1, 4)}
+	if _, _, err := Convert(a, 6, 0); finding.Of(err) == nil || finding.Of(err).File != "p" {
+		t.Errorf("an update that depends on the base: %v", err)
+	}
+}
