@@ -140,11 +140,20 @@ type matched struct {
 }
 
 type matchScratch struct {
-	old                  []byte
-	kept, made           quant.Grid
-	keptCodes, madeCodes []int16
-	of                   *stretch
-	matcher              *rounding.Matcher
+	old     []byte
+	made    quant.Grid
+	codes   []int16
+	lanes   [rounding.Lanes]lane
+	waiting []rounding.Row // of one stretch
+	bytes   [][]byte       // where they go
+	of      *stretch
+	matcher *rounding.Matcher
+}
+
+// A lane holds a row that waits.
+type lane struct {
+	grid  quant.Grid
+	codes []int16
 }
 
 func newMatched(s single) *matched {
@@ -167,10 +176,15 @@ func (e *matched) Encode(dst [][]byte, rows []float32, first int64) error {
 	for i := range n {
 		e.match(s, dst[0][i*e.row:(i+1)*e.row], old[i*e.row:(i+1)*e.row], rows[i*e.cols:(i+1)*e.cols], first+i)
 	}
+	e.flush(s)
 	return nil
 }
 
-// match replaces a row's encoding by the matched one. old is the base's row.
+// Block makes rows come in numbers that are rounded together; each is still by itself.
+func (e *matched) Block() int64 { return rounding.Lanes }
+
+// match chooses the scales of a row and lets it wait for others. dst is its encoding to the nearest, old the
+// base's row.
 func (e *matched) match(s *matchScratch, dst, old []byte, row []float32, number int64) {
 	at, _ := slices.BinarySearchFunc(e.stretches, number, func(x *stretch, n int64) int {
 		if x.end <= n {
@@ -179,15 +193,19 @@ func (e *matched) match(s *matchScratch, dst, old []byte, row []float32, number 
 		return 1
 	})
 	x := e.stretches[at]
-	defer x.done()
-	kept, made := grow(&s.keptCodes, e.cols), grow(&s.madeCodes, e.cols)
-	e.codec.ReadGrid(&s.kept, kept, old)
+	if s.of != x || len(s.waiting) == rounding.Lanes {
+		e.flush(s)
+	}
+	l := &s.lanes[len(s.waiting)]
+	kept, made := grow(&l.codes, e.cols), grow(&s.codes, e.cols)
+	e.codec.ReadGrid(&l.grid, kept, old)
 	same := true
 	for k, v := range row {
-		same = same && s.kept.Value(k, kept[k]) == v
+		same = same && l.grid.Value(k, kept[k]) == v
 	}
 	if same {
 		copy(dst, old)
+		x.done()
 		return
 	}
 	e.codec.ReadGrid(&s.made, made, dst)
@@ -195,9 +213,9 @@ func (e *matched) match(s *matchScratch, dst, old []byte, row []float32, number 
 	n, size := e.codec.DType().BlockLen(), e.codec.DType().BlockBytes()
 	for b := 0; b*n < len(row); b++ {
 		lo, hi := b*n, (b+1)*n
-		if distance(&s.made, made, row, lo, hi) < distance(&s.kept, kept, row, lo, hi) {
-			copy(s.kept.Step[lo:hi], s.made.Step[lo:hi])
-			copy(s.kept.Off[lo:hi], s.made.Off[lo:hi])
+		if distance(&s.made, made, row, lo, hi) < distance(&l.grid, kept, row, lo, hi) {
+			copy(l.grid.Step[lo:hi], s.made.Step[lo:hi])
+			copy(l.grid.Off[lo:hi], s.made.Off[lo:hi])
 			copy(kept[lo:hi], made[lo:hi])
 			continue
 		}
@@ -206,8 +224,23 @@ func (e *matched) match(s *matchScratch, dst, old []byte, row []float32, number 
 	if s.of != x {
 		s.of, s.matcher = x, rounding.NewMatcher(x.directions(e.cols))
 	}
-	s.matcher.Round(int(number), &s.kept, kept, row)
-	e.codec.WriteCodes(dst, kept)
+	s.waiting = append(s.waiting, rounding.Row{Number: int(number), Grid: &l.grid, Codes: kept, Target: row})
+	s.bytes = append(s.bytes, dst)
+}
+
+// flush rounds the rows that wait.
+func (e *matched) flush(s *matchScratch) {
+	if len(s.waiting) == 0 {
+		return
+	}
+	s.matcher.RoundRows(s.waiting)
+	for i, r := range s.waiting {
+		e.codec.WriteCodes(s.bytes[i], r.Codes)
+		s.of.done()
+	}
+	clear(s.waiting) // what they hold belongs to others
+	clear(s.bytes)
+	s.waiting, s.bytes = s.waiting[:0], s.bytes[:0]
 }
 
 // distance is the squared distance of elements to their nearest codes.

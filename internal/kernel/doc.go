@@ -10,3 +10,4 @@ package kernel
 
 //go:generate go -C _gen run . -out ../kernel_amd64.s -stubs ../kernel_amd64.go -pkg kernel
 //go:generate go -C _gen run ./lattice -out ../lattice_amd64.s -stubs ../lattice_amd64.go -pkg kernel
+//go:generate go -C _gen run ./matched -out ../matched_amd64.s -stubs ../matched_amd64.go -pkg kernel

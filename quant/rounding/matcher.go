@@ -1,10 +1,6 @@
 package rounding
 
-import (
-	"math"
-
-	"github.com/loratool/loratool/quant"
-)
+import "github.com/loratool/loratool/quant"
 
 const (
 	ascents  = 12  // dual steps; they leave a few per cent of the mismatch, which single codes settle
@@ -19,6 +15,7 @@ type Matcher struct {
 	z, c, last    []float32 // multipliers, E·Q, and E·Q a step before
 	errors, shift []float32
 	best, trial   []int16
+	lanes         *lanes // once there are several rows
 }
 
 // NewMatcher returns a matcher for changes in the directions of a basis.
@@ -40,10 +37,7 @@ func NewMatcher(b *Basis) *Matcher {
 // direction lasts and shrinks when it turns. Then single codes are moved by one while that makes
 // |E|² + 10⁴·|E·Q|² smaller. All sums run in the order of columns, and inside in the order of directions.
 func (m *Matcher) Round(row int, g *quant.Grid, codes []int16, target []float32) {
-	width := float32(1) // mean distance of levels
-	if !g.Uniform {
-		width = (g.Levels[len(g.Levels)-1] - g.Levels[0]) / float32(len(g.Levels)-1)
-	}
+	width := distance(g)
 	for k, s := range g.Step {
 		m.shift[k] = float32(random(row, k) * float32(width*max(s, -s)))
 	}
@@ -54,7 +48,7 @@ func (m *Matcher) Round(row int, g *quant.Grid, codes []int16, target []float32)
 		copy(codes, m.best)
 		return
 	}
-	eta := m.firstStep(g, width, least)
+	eta := firstStep(g, m.basis, least)
 	for i := range ascents {
 		if i > 0 {
 			if dot(m.c, m.last) > 0 {
@@ -74,18 +68,6 @@ func (m *Matcher) Round(row int, g *quant.Grid, codes []int16, target []float32)
 	}
 	copy(codes, m.best)
 	m.settle(g, codes, target)
-}
-
-// firstStep is long enough for the first multipliers to move targets by about an eighth of a step: far below
-// that, no code changes.
-func (m *Matcher) firstStep(g *quant.Grid, width, least float32) float32 {
-	var sum float64
-	for _, s := range g.Step {
-		sum += float64(float64(s) * float64(s))
-	}
-	n := float64(m.basis.cols)
-	typical := width * float32(math.Sqrt(sum/n))
-	return max(1, float32(0.125*typical)*float32(math.Sqrt(n/float64(m.basis.rank)))/float32(math.Sqrt(float64(least))))
 }
 
 // nearest sets trial to the codes nearest to target + shift + Q·z and c to E·Q of them, and returns |c|².
