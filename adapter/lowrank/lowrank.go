@@ -18,6 +18,10 @@ import (
 // most is the largest rank at which factors are decomposed as factors.
 const most = 512
 
+// largest is how many elements a difference may have that is made as a matrix: small factors can stand for
+// one of any size. The embeddings of the largest models have 2³¹.
+const largest = 1 << 31
+
 // ToLowRank makes a low-rank update of one whose difference does not depend on the base. rank > 0 limits the
 // rank; energy in (0, 1) keeps the fewest singular values whose squares make up that share of the whole.
 // With neither, factors are written out exactly, and a dense difference is an error, for it needs one of the
@@ -130,7 +134,7 @@ func difference(u *adapter.Update) (dense, error) {
 	plain.Scale = adapter.Scale{Value: 1}
 	rows, cols := u.Outputs(), inputs(u)
 	spec := tensor.Spec{Name: u.Target.String(), DType: tensor.F32, Shape: tensor.Shape{rows, cols}}
-	if _, err := spec.Bytes(); err != nil || rows > math.MaxInt32 || cols > math.MaxInt32 {
+	if rows < 1 || cols < 1 || rows > largest/cols {
 		return dense{}, finding.Errorf("adapter.shape_mismatch", "", "the update of module %q is larger than any matrix", u.Module)
 	}
 	op, err := adapter.Bind(&plain, naming.Place{Tensor: spec.Name}, spec, adapter.Frame{Rows: rows, Cols: cols}, adapter.Rounding{})

@@ -203,15 +203,20 @@ func TestRefused(t *testing.T) {
 	dora.Magnitude = random(1, 1, 8)
 	broken := lowRank(1, 8, 8, 4)
 	broken.A = adapter.FromValues(4, 8, slices.Repeat([]float32{float32(math.NaN())}, 32))
+	bomb := &adapter.Update{Kind: adapter.LoHa, Layer: adapter.Linear, Rank: 1000, A: random(1, 1000, 1), B: random(1, 1, 1000), A2: random(1, 1000, 1), B2: random(1, 1, 1000)}
+	for _, f := range []*adapter.Factor{&bomb.A, &bomb.A2} {
+		f.Cols = 1 << 40
+	}
 	for name, c := range map[string]struct {
 		u    *adapter.Update
 		rank int
 		code string
 	}{
-		"(IA)³":            {ia3, 4, "adapter.unsupported_feature"},
-		"DoRA over a LoHa": {dora, 4, "adapter.unsupported_feature"},
-		"dense, no limit":  {full(8, 8), 0, "adapter.needs_rank"},
-		"NaN":              {broken, 2, "adapter.non_finite"},
+		"a matrix that fills the memory": {bomb, 4, "adapter.shape_mismatch"},
+		"(IA)³":                          {ia3, 4, "adapter.unsupported_feature"},
+		"DoRA over a LoHa":               {dora, 4, "adapter.unsupported_feature"},
+		"dense, no limit":                {full(8, 8), 0, "adapter.needs_rank"},
+		"NaN":                            {broken, 2, "adapter.non_finite"},
 	} {
 		if _, _, err := ToLowRank(c.u, c.rank, 0); finding.Of(err) == nil || finding.Of(err).Code != c.code {
 			t.Errorf("%s: %v, expected %s", name, err, c.code)
@@ -253,5 +258,23 @@ func TestConvert(t *testing.T) {
 	a.Updates[1] = adapter.Update{Kind: adapter.IA3, Value: random(1, 1, 4)}
 	if _, _, err := Convert(a, 6, 0); finding.Of(err) == nil || finding.Of(err).File != "p" {
 		t.Errorf("an update that depends on the base: %v", err)
+	}
+}
+
+func BenchmarkDense(b *testing.B) {
+	u := full(4096, 4096)
+	for b.Loop() {
+		if _, _, err := ToLowRank(u, 64, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkFactors(b *testing.B) {
+	u := lowRank(1, 4096, 4096, 64)
+	for b.Loop() {
+		if _, _, err := ToLowRank(u, 32, 0); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
