@@ -324,3 +324,24 @@ func TestMergeWhole(t *testing.T) {
 		})
 	}
 }
+
+// TestMergePEFT merges a PEFT folder whose modules are those of the class in diffusers into a checkpoint with
+// the original names.
+func TestMergePEFT(t *testing.T) {
+	dir := t.TempDir()
+	w := numbered("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", 9, 12, 4)
+	single, folder := filepath.Join(dir, "flux.safetensors"), filepath.Join(dir, "peft")
+	saveTensors(t, single, w, numbered("model.diffusion_model.single_blocks.0.modulation.lin.weight", 8, 12, 4))
+	const k, lin = "base_model.model.transformer_blocks.0.attn.to_k.", "base_model.model.single_transformer_blocks.0.norm.linear."
+	a, b := numbered(k+"lora_A.weight", 1, 2, 4), numbered(k+"lora_B.weight", 2, 4, 2)
+	saveTensors(t, filepath.Join(folder, "adapter_model.safetensors"), a, b, numbered(lin+"lora_A.weight", 3, 2, 4), numbered(lin+"lora_B.weight", 4, 12, 2))
+	config := `{"peft_type": "LORA", "r": 2, "lora_alpha": 1, "target_modules": ["to_k", "norm.linear"]}`
+	if err := os.WriteFile(filepath.Join(folder, "adapter_config.json"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got, err := baked(t, single, folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near(t, "qkv", got[w.name], slices.Concat(w.rows(0, 4), plus(w.rows(4, 4), b, a, 0.5, func(i int64) int64 { return i }), w.rows(8, 4)))
+}

@@ -86,6 +86,7 @@ func (p *planner) match(in Input) error {
 	if err != nil {
 		return err
 	}
+	a = renamed(p.base, a)
 	in.Adapter = a
 	resolver, err := p.opt.Resolve(a)
 	if err != nil {
