@@ -43,6 +43,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
+			&cli.StringFlag{Name: "attest", Usage: "write to `FILE` what was made from what, by SHA-256: an unsigned in-toto statement of SLSA provenance"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
 		}, reportFlags(), recipeFlags(), folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runMerge(t, c) },
@@ -72,6 +73,7 @@ type mergeArguments struct {
 	check              checkLevel
 	shard              int64
 	reports            reporting
+	attest             attesting
 	format             string
 }
 
@@ -110,6 +112,9 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 		}
 	}
 	if a.reports, err = readReporting(c); err != nil {
+		return a, err
+	}
+	if a.attest, err = readAttesting(c); err != nil {
 		return a, err
 	}
 	a.format = c.String("to")
@@ -247,6 +252,7 @@ type merging struct {
 	inputs []merge.Input
 	plan   *merge.Plan
 	origin *verify.Provenance
+	files  []string // written, where the output is not a folder
 	stats  []merge.Stats
 	stored []merge.Stored
 	bytes  int64
@@ -282,6 +288,7 @@ func (m *merging) write(ctx context.Context, force bool) error {
 	w := writing{t: m.t, label: "merging", plan: m.plan, layout: l, output: m.args.output, force: force}
 	err = w.run(ctx)
 	m.args.output, m.stats, m.stored, m.bytes = w.output, w.stats, w.stored, w.bytes
+	m.files = written(l, m.args.output)
 	return err
 }
 
@@ -335,7 +342,7 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	if report != nil && report.Verdict == verify.Reject {
 		return status(exitFound)
 	}
-	return nil
+	return m.attest(ctx)
 }
 
 func (m *merging) print(report *verify.Report) {

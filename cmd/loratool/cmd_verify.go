@@ -41,6 +41,7 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
+			&cli.StringFlag{Name: "attest", Usage: "hold the file, and BASE and ADAPTERs where they are given, to the attestation `FILE` of merge --attest"},
 		}, append(reportFlags(), dialectFlags()...)...),
 		Action: func(c *cli.Context) error { return runVerify(t, c) },
 	}
@@ -54,6 +55,9 @@ func runVerify(t *terminal, c *cli.Context) error {
 	paths := c.Args().Slice()
 	if len(paths) == 0 || len(paths) > 1 && c.String("base")+c.String("for") != "" {
 		return usagef("verify takes one path, or several files alone; found %d", len(paths))
+	}
+	if len(paths) > 1 && c.String("attest") != "" {
+		return usagef("--attest is about one output, found %d", len(paths))
 	}
 	level, err := parseCheck(c.String("sample"), c.String("device"), c.Uint64("seed"))
 	if err != nil {
@@ -83,6 +87,11 @@ func runVerify(t *terminal, c *cli.Context) error {
 			return e
 		}
 		return err
+	}
+	if c.String("attest") != "" {
+		if err := t.checkAttestation(c, r, paths[0]); err != nil {
+			return err
+		}
 	}
 	reports.baseline.Apply(r)
 	if t.json {
