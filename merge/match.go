@@ -213,7 +213,7 @@ func (e *matched) match(s *matchScratch, dst, old []byte, row []float32, number 
 	n, size := e.codec.DType().BlockLen(), e.codec.DType().BlockBytes()
 	for b := 0; b*n < len(row); b++ {
 		lo, hi := b*n, (b+1)*n
-		if distance(&s.made, made, row, lo, hi) < distance(&l.grid, kept, row, lo, hi) {
+		if s.made.SquaredError(row, made, lo, hi) < l.grid.SquaredError(row, kept, lo, hi) {
 			copy(l.grid.Step[lo:hi], s.made.Step[lo:hi])
 			copy(l.grid.Off[lo:hi], s.made.Off[lo:hi])
 			copy(kept[lo:hi], made[lo:hi])
@@ -241,15 +241,6 @@ func (e *matched) flush(s *matchScratch) {
 	clear(s.waiting) // what they hold belongs to others
 	clear(s.bytes)
 	s.waiting, s.bytes = s.waiting[:0], s.bytes[:0]
-}
-
-// distance is the squared distance of elements to their nearest codes.
-func distance(g *quant.Grid, codes []int16, row []float32, lo, hi int) (sum float64) {
-	for k := lo; k < hi; k++ {
-		d := float64(g.Value(k, g.Nearest(k, row[k], codes[k]))) - float64(row[k])
-		sum += float64(d * d)
-	}
-	return sum
 }
 
 // Matched is what updated rows of the output's frame, from row first on, become by matched rounding. ok is

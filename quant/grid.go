@@ -54,6 +54,31 @@ func (g *Grid) Nearest(k int, x float32, old int16) int16 {
 	return int16(lo)
 }
 
+// SquaredError is the sum over elements from lo to hi of the squared distances of x to the values of their
+// nearest codes, in order. codes are those of elements whose step is zero.
+func (g *Grid) SquaredError(x []float32, codes []int16, lo, hi int) (sum float64) {
+	if !g.Uniform {
+		for k := lo; k < hi; k++ {
+			d := float64(g.Value(k, g.Nearest(k, x[k], codes[k]))) - float64(x[k])
+			sum += float64(d * d)
+		}
+		return sum
+	}
+	const round = 3 << 22 // added to a number of less than 22 bits and taken off again, it rounds it
+	low, top := g.Levels[0], float32(len(g.Levels)-1)
+	x, steps, offs := x[lo:hi], g.Step[lo:hi], g.Off[lo:hi]
+	for k, v := range x {
+		level, s, off := g.Levels[codes[lo+k]], steps[k], offs[k]
+		if s != 0 {
+			c := max(0, min(top, float32((v-off)/s)-low))
+			level = float32(float32(c+round)-round) + low
+		}
+		d := float64(float32(s*level)+off) - float64(v)
+		sum += float64(d * d)
+	}
+	return sum
+}
+
 // resize makes room for n elements.
 func (g *Grid) resize(n int) {
 	if cap(g.Step) < n || cap(g.Off) < n {

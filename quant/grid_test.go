@@ -119,3 +119,31 @@ func TestNearest(t *testing.T) {
 		}
 	}
 }
+
+// The squared error is that of the nearest codes.
+func TestSquaredError(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for _, d := range gridTypes {
+		c := mustOf(t, d)
+		n := d.BlockLen()
+		b := make([]byte, 2*d.BlockBytes())
+		for i := range b {
+			b[i] = byte(rng.Uint32()) & 0xbf
+		}
+		var g Grid
+		codes, x := make([]int16, 2*n), make([]float32, 2*n)
+		c.ReadGrid(&g, codes, b)
+		g.Step[n+1] = 0
+		var want float64
+		for k := range x {
+			x[k] = g.Value(k, codes[k]) + g.Step[k]*float32(8*rng.NormFloat64())
+			if k >= n {
+				e := float64(g.Value(k, g.Nearest(k, x[k], codes[k]))) - float64(x[k])
+				want += float64(e * e)
+			}
+		}
+		if got := g.SquaredError(x, codes, n, 2*n); got != want {
+			t.Errorf("%s: %g, want %g", d, got, want)
+		}
+	}
+}
