@@ -10,7 +10,9 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/dialect"
+	"github.com/loratool/loratool/adapter/lowrank"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
@@ -34,6 +36,8 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "for", Usage: "write an adapter for `TARGET` and check its limits: " + strings.Join(target.Names(), ", ")},
 			&cli.StringFlag{Name: "base", Usage: "base model of an adapter, `PATH`: a folder with config.json, a GGUF file, or an ONNX model with LoRA inputs"},
 			&cli.StringFlag{Name: "dtype", Usage: "`TYPE`. Of a model's matrices: auto (the folder's own; default), f32, f16, bf16, q8_0, tq1_0, tq2_0. Of an adapter's factors: f32, f16, bf16, q8_0 (GGUF only); default: f32 for gguf, as they are for peft"},
+			&cli.IntFlag{Name: "rank", Usage: "of an adapter, make every update a product of at most this `RANK`; what is lost is printed"},
+			&cli.Float64Flag{Name: "energy", Usage: "of an adapter, keep the fewest singular values with this `SHARE` of the squares, such as 0.99"},
 			&cli.BoolFlag{Name: "vocab-only", Usage: "of a model, only metadata and tokenizer"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "split a model into files of at most `SIZE` of tensors"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "leave out what the target cannot hold because the base ties its embeddings"},
@@ -94,6 +98,11 @@ func runConvert(t *terminal, c *cli.Context) error {
 		Name: filepath.Base(filepath.Clean(output)), Base: c.String("base"), DType: dtype, AllowUnmatched: c.Bool("allow-unmatched"),
 	}
 	findings := slices.Clone(a.Findings)
+	a, losses, err := lowered(c, a)
+	if err != nil {
+		return err
+	}
+	findings = append(findings, losses...)
 	var out *dialect.Output
 	if server != nil {
 		findings = append(findings, server.Check(a)...)
@@ -120,6 +129,32 @@ func runConvert(t *terminal, c *cli.Context) error {
 	t.report(findings)
 	fmt.Fprintf(t.text(), "%s: %d tensors written from %d updates\n", finding.Escape(output), len(out.Weights), len(a.Updates))
 	return nil
+}
+
+// lowered is the adapter with low-rank updates only, where a rank or energy was asked for, and one finding
+// for every update that lost something.
+func lowered(c *cli.Context, a *adapter.Adapter) (*adapter.Adapter, []finding.Finding, error) {
+	rank, energy := c.Int("rank"), c.Float64("energy")
+	switch {
+	case c.IsSet("rank") && rank <= 0:
+		return nil, nil, usagef("--rank %d: a rank is positive", rank)
+	case c.IsSet("energy") && !(energy > 0 && energy < 1):
+		return nil, nil, usagef("--energy %g: a share lies between 0 and 1", energy)
+	case rank == 0 && energy == 0:
+		return a, nil, nil
+	}
+	low, losses, err := lowrank.Convert(a, rank, energy)
+	if err != nil {
+		return nil, nil, err
+	}
+	var out []finding.Finding
+	for _, l := range losses {
+		if l.Lost > 0 {
+			f := finding.Finding{Code: "convert.energy_lost", Level: finding.Info, File: a.Path, Module: l.Module, Message: l.String()}
+			out = append(out, f)
+		}
+	}
+	return low, out, nil
 }
 
 // adapterTarget reads --to and --for, of which the second decides the first.
