@@ -41,6 +41,7 @@ var only = map[string][]string{
 	"github.com/yalue/onnxruntime_go": {"onnxruntime"},
 	"github.com/urfave/cli/v2":        {"cmd/loratool"},
 	"github.com/vbauerster/mpb/v8":    {"cmd/loratool"},
+	"github.com/jstemmer":             {"report"},
 	"github.com/goccy/go-yaml":        {"hf/metadata"},
 }
 

@@ -1,6 +1,6 @@
 // Package attestation says which files a merge made from which, as an in-toto Statement v1 with a SLSA
-// provenance v1 predicate, and holds files to such a statement. The statement is not signed: cosign and
-// "gh attestation" sign it. It holds no times and no host, so the same merge gives the same bytes.
+// provenance v1 predicate, and holds files to such a statement. The statement is not signed: that
+// is for other tools. It holds no times and no host, so the same merge gives the same bytes.
 package attestation
 
 import (
