@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/quant/scheme"
 	"github.com/loratool/loratool/tensor"
@@ -24,9 +25,17 @@ type Decoded struct {
 	view *scheme.View
 }
 
-// Decode returns the float view of a model that one of package scheme's schemes quantized, and any other
-// model as it is. It takes the model over: closing the result closes it, and so does an error.
+// Decode returns the float view of a model that one of package scheme's schemes quantized, the packed view of an
+// ONNX model with quantized weights, and any other model as it is. It takes the model over: closing the result closes it, and so does an error.
 func Decode(m Model) (Model, error) {
+	if g, ok := m.(*onnx.Model); ok {
+		v, err := packGraph(g)
+		if err != nil {
+			g.Close()
+			return nil, err
+		}
+		return v, nil
+	}
 	s, ok := m.(*safetensors.Model)
 	if !ok {
 		return m, nil

@@ -14,6 +14,12 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
+// A graph is an ONNX model, with quantized weights or without.
+type graph interface {
+	Base
+	Rewrite(specs []tensor.Spec, opt layout.Options, edit onnx.Edit) (*layout.Layout, error)
+}
+
 // Layout lays the plan's output out at a path, in the format of the base it was planned for.
 func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) (*layout.Layout, error) {
 	opt.Name = filepath.Base(filepath.Clean(output))
@@ -22,7 +28,7 @@ func (p *Plan) Layout(base formats.Writable, output string, opt layout.Options) 
 		specs = append(specs, p.Tensors[i].specs()...)
 	}
 	switch m := base.(type) {
-	case *onnx.Model:
+	case graph:
 		edit := onnx.Edit{Dir: filepath.Dir(filepath.Clean(output)), Touched: make([]bool, len(m.Tensors()))}
 		for i := range edit.Touched {
 			edit.Touched[i] = !p.Tensors[i].copies() || p.Tensors[i].replaced()

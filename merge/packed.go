@@ -56,8 +56,12 @@ func (p *planner) keepPacked(out *Output) {
 	if len(out.ops) == 0 || p.opt.CheckOnly {
 		return
 	}
+	hint := "--dtype bf16 writes a float model"
+	if p.base.Format() == "onnx" {
+		hint = "loratool inject adds the adapter beside the weights"
+	}
 	fail := func(code, format string, a ...any) {
-		p.fail(finding.Errorf(code, p.base.Path(), format, a...).In(out.Name).Hinted("--dtype bf16 writes a float model"))
+		p.fail(finding.Errorf(code, p.base.Path(), format, a...).In(out.Name).Hinted(hint))
 	}
 	n := out.Shape[len(out.Shape)-1]
 	switch {
@@ -66,6 +70,8 @@ func (p *planner) keepPacked(out *Output) {
 			fail("merge.unsupported_type", "the base stores weights as %s, and writing them back so is not offered", out.stored())
 		}
 		p.refused[out.stored()] = true
+	case p.base.Format() == "onnx" && (p.opt.DType != tensor.Invalid || p.opt.Quantize != nil):
+		fail("merge.unsupported_type", "the base stores this tensor as %s, which an ONNX graph computes with, so it is not changed", out.stored())
 	case p.opt.RefuseRequant:
 		fail("merge.requantize", "the base stores this tensor as %s, and --requant refuse was given", out.stored())
 	case p.opt.Requant == RequantMatch:

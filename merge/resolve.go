@@ -8,6 +8,7 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/naming"
@@ -29,6 +30,8 @@ func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
 			return ggufResolver(m, a, names)
 		case *onnx.Model:
 			return onnxResolver(m, a)
+		case *formats.PackedGraph:
+			return onnxResolver(m.Model, a)
 		}
 		config := readConfig(base.Path())
 		return conv1D{naming.NewHF(names, func(n string) []int64 { return shapes[n] }), config, a}, nil

@@ -47,7 +47,7 @@ func Run(ctx context.Context, p *Plan, l *layout.Layout, w Writer, opt RunOption
 	item := 0
 	for i := range p.Tensors {
 		out := &p.Tensors[i]
-		if out.weight != nil || l.Items[item].Size > 0 {
+		if l.Items[item].Size > 0 {
 			ts, err := newTasks(out, item, slab)
 			if err != nil {
 				return nil, err

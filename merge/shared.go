@@ -32,6 +32,11 @@ func (p *planner) shared(a *adapter.Adapter, u *adapter.Update, r reader, place 
 		return place, f
 	}
 	of := p.index[place.Tensor]
+	if p.plan.Tensors[of].weight != nil {
+		f := finding.Errorf("match.shared_initializer", a.Path, "the weight of module %q is quantized and read by other modules too; it is not stored apart for one of them", u.Module).In(place.Tensor)
+		f.Module = u.Module
+		return place, f.Hinted("loratool inject adds the adapter beside the weights")
+	}
 	for _, c := range p.plan.clones {
 		if c.Tensor == of && c.Uses[0] == readers[0] {
 			place.Tensor = c.Name
