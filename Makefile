@@ -33,13 +33,13 @@ runtime: build
 
 # The same bytes on every processor: without assembly, and where the compiler may fuse.
 portable:
-	$(GO) test -tags noasm ./internal/kernel ./quant ./merge
-	GOAMD64=v3 $(GO) test ./internal/kernel ./quant ./merge
+	$(GO) test -tags noasm ./internal/kernel ./quant ./quant/rounding ./merge
+	GOAMD64=v3 $(GO) test ./internal/kernel ./quant ./quant/rounding ./merge
 
 # arm64 under emulation (qemu-user).
 arm64:
 	@command -v qemu-aarch64-static >/dev/null || { echo "needs qemu-aarch64-static (package qemu-user-static)"; exit 1; }
-	@for p in internal/kernel quant merge; do \
+	@for p in internal/kernel quant quant/rounding merge; do \
 		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64) || exit 1; \
 	done
 
