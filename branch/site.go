@@ -97,12 +97,18 @@ func (f *finder) typeOf(value string, depth int) tensor.DType {
 		return tensor.Invalid
 	}
 	n := f.m.Graph().Nodes[k]
+	if len(n.Inputs) == 0 {
+		return tensor.Invalid
+	}
 	switch n.OpType {
 	case "Cast":
 		return onnx.DType(n.Int("to", 0))
 	case "DequantizeLinear":
 		if d := onnx.DType(n.Int("output_dtype", 0)); d != tensor.Invalid {
 			return d
+		}
+		if len(n.Inputs) < 2 {
+			return tensor.Invalid
 		}
 		return f.typeOf(n.Inputs[1], depth+1)
 	case "Identity", "Transpose", "Reshape":

@@ -1,6 +1,7 @@
 package onnx
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"math"
@@ -176,4 +177,74 @@ func TestQuantizedRefused(t *testing.T) {
 			t.Errorf("%s: %v, want %s %q", c.name, f, c.code, c.message)
 		}
 	}
+}
+
+// FuzzQuantized: no model panics; what is accepted decodes, and where it can be stored again, it can be.
+func FuzzQuantized(f *testing.F) {
+	attr := func(name string, v int64) []byte { return str(5, text(1, name), num(3, v), num(20, 2)) }
+	ms := text(7, "com.microsoft")
+	in := func(s ...string) []string { return s }
+	codes := func(dataType int64, n int, dims ...int64) []byte {
+		return str(5, proto("w", dataType, bytes.Repeat([]byte{0x5a}, n), dims...))
+	}
+	scales := func(n int, dims ...int64) []byte { return str(5, proto("s", 1, f32s(n), dims...)) }
+	f.Add(modelOf(str(1, nodeOf("MatMulNBits", in("x", "w", "s"), in("y"), ms, attr("K", 40), attr("N", 2), attr("block_size", 16), attr("bits", 4))), codes(2, 48, 2, 3, 8), scales(6, 6)))
+	f.Add(modelOf(str(1, nodeOf("MatMulNBits", in("x", "w", "s", "z"), in("y"), ms, attr("K", 16), attr("N", 3), attr("block_size", 16), attr("bits", 2))), codes(2, 12, 3, 1, 4), scales(3, 3), str(5, proto("z", 2, []byte{1, 2, 3}, 3, 1))))
+	f.Add(modelOf(str(1, nodeOf("DequantizeLinear", in("w", "s"), in("y"), attr("axis", 0), attr("block_size", 2))), codes(22, 6, 4, 3), scales(6, 2, 3)))
+	f.Add(modelOf(str(1, nodeOf("DequantizeLinear", in("w", "s"), in("y"), attr("axis", -1))), codes(17, 6, 2, 3), scales(3, 3)))
+	f.Add(modelOf(str(1, nodeOf("GatherBlockQuantized", in("w", "i", "s"), in("y"), ms, attr("block_size", 16))), codes(2, 32, 2, 16), scales(4, 2, 2)))
+	f.Add(modelOf(str(1, nodeOf("MatMulBnb4", in("x", "w", "s"), in("y"), ms, attr("K", 9), attr("N", 3), attr("block_size", 16))), codes(2, 14, 14), scales(2, 2)))
+	f.Add(modelOf(str(1, nodeOf("MatMulInteger", in("x", "w"), in("y"))), str(1, nodeOf("Cast", in("y"), in("c"))), str(1, nodeOf("Mul", in("c", "s"), in("o"))), codes(3, 6, 2, 3), scales(1)))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parse(t, b, dir)
+		if err != nil {
+			return
+		}
+		defer m.Close()
+		for _, q := range m.Quantized() {
+			if q.Err != nil {
+				if finding.Of(q.Err) == nil {
+					t.Fatalf("no finding: %v", q.Err)
+				}
+				continue
+			}
+			w := q.Weight
+			rows := floatsOf(t, w.Tensor("w", true))
+			e, err := w.Encoding()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e == nil {
+				continue
+			}
+			shown := false
+			if err := e.Measure(func() ([]float32, int64, error) {
+				if shown {
+					return nil, 0, nil
+				}
+				shown = true
+				return rows, 0, nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			cols := w.Shape[len(w.Shape)-1]
+			n := int64(len(rows)) / cols
+			var dst [][]byte
+			for i := range e.Parts() {
+				off, size := e.Extent(i, 0, n)
+				if off != 0 || size != w.Parts[i].Size {
+					t.Fatalf("part %d has %d bytes, %d to %d are written", i, w.Parts[i].Size, off, off+size)
+				}
+				dst = append(dst, make([]byte, size))
+			}
+			if err := e.Encode(dst, rows, 0); err != nil {
+				if finding.Of(err) == nil {
+					t.Fatalf("no finding: %v", err)
+				}
+				continue
+			}
+			e.Decode(rows, dst, 0)
+		}
+	})
 }

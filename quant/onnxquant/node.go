@@ -140,7 +140,7 @@ func (n Linear) grid(w *Weight) error {
 	if n.Block < 0 || int64(len(n.Scale.Shape)) != rank {
 		return fault("bad_shape", n.Scale, "the scales of blocks of %d have another rank than the weight", n.Block).Expected(n.Scale.Shape, w.Shape)
 	}
-	g.each, g.block, g.blocks = true, n.Block, ceil(g.axis, n.Block)
+	g.each, g.block, g.blocks = true, min(n.Block, g.axis), ceil(g.axis, n.Block)
 	for i, d := range n.Scale.Shape {
 		want := w.Shape[i]
 		if int64(i) == axis {
