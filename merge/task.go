@@ -170,8 +170,8 @@ const group = 32 << 10
 func (t *task) transform(in []byte, out [][]byte, offs []int64, first, n int64, b *buffers, s *sums) error {
 	block := t.encode.Block()
 	rows := max(1, group/t.frame.Cols/block) * block
-	if rows > 4 && block == 1 {
-		rows &^= 3
+	if block == 1 {
+		rows = max(4, rows) &^ 3 // the low-rank kernel takes four rows at a time
 	}
 	cols, limit := t.frame.Cols, t.out.limit()
 	w := grow(&b.w1, min(rows, n)*cols)
