@@ -1,0 +1,49 @@
+// Package corpus finds the goldens that are too large for testdata. Only tests import it.
+package corpus
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// variable names the environment variable that holds the folder of all corpora.
+const variable = "LORATOOL_CORPUS"
+
+// Path is a path in the folder of all corpora. Without one the test is skipped, and counted as such.
+func Path(t testing.TB, elem ...string) string {
+	t.Helper()
+	dir := os.Getenv(variable)
+	if dir == "" {
+		t.Skip(variable + " is not set")
+	}
+	return filepath.Join(append([]string{dir}, elem...)...)
+}
+
+// Seeds are the files that a pattern relative to the corpora matches; none without corpora. For fuzz
+// targets, which run without seeds too.
+func Seeds(t testing.TB, pattern string) []string {
+	t.Helper()
+	dir := os.Getenv(variable)
+	if dir == "" {
+		return nil
+	}
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// ReadJSON decodes a JSON file into what to points at.
+func ReadJSON(t testing.TB, path string, to any) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, to); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
