@@ -20,6 +20,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/onnxruntime"
@@ -230,12 +231,8 @@ func made(p *branch.Plan, rank int64) []merge.Input {
 
 // TestBert has layers in MatMul, with biases in fused operators.
 func TestBert(t *testing.T) {
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
 	rt := runtime(t)
-	m := open(t, filepath.Join(dir, "onnx/naming/bert_toy_optimized.onnx"))
+	m := open(t, corpus.Path(t, "onnx/naming/bert_toy_optimized.onnx"))
 	opt := branch.Options{Include: regexp.MustCompile(`encoder|cls|pooler`)}
 	p, err := branch.NewPlan(m, opt)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -65,7 +66,7 @@ func bare(name string) string {
 
 // TestRestore takes every folder to GGUF and back, and compares the values.
 func TestRestore(t *testing.T) {
-	cases, err := filepath.Glob(filepath.Join(corpus(t), "cases", "*"))
+	cases, err := filepath.Glob(corpus.Path(t, "hf2gguf", "cases", "*"))
 	if err != nil || len(cases) == 0 {
 		t.Fatal("no cases", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/tensor"
 )
@@ -91,7 +91,7 @@ type manifestCase struct {
 func preTokenizers(t testing.TB, root string) map[string]string {
 	t.Helper()
 	var m struct{ Cases []manifestCase }
-	readJSON(t, filepath.Join(root, "manifest.json"), &m)
+	corpus.ReadJSON(t, filepath.Join(root, "manifest.json"), &m)
 	out := map[string]string{}
 	for _, c := range m.Cases {
 		if c.Pre != nil {
@@ -99,26 +99,6 @@ func preTokenizers(t testing.TB, root string) map[string]string {
 		}
 	}
 	return out
-}
-
-func readJSON(t testing.TB, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func corpusRoot(t testing.TB) string {
-	t.Helper()
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(root, "hf2gguf")
 }
 
 // input is the case's folder under the case's own name.
@@ -151,7 +131,7 @@ func convert(t testing.TB, dir, outtype string, meta metadata.Options) *hf.Model
 
 // TestWholeFiles compares every golden conversion as a whole.
 func TestWholeFiles(t *testing.T) {
-	root := corpusRoot(t)
+	root := corpus.Path(t, "hf2gguf")
 	pre := preTokenizers(t, root)
 	cases, err := os.ReadDir(filepath.Join(root, "cases"))
 	if err != nil {
@@ -163,7 +143,7 @@ func TestWholeFiles(t *testing.T) {
 			var want struct {
 				Outputs map[string]struct{ SHA256 string }
 			}
-			readJSON(t, filepath.Join(root, "cases", c.Name(), "expected.json"), &want)
+			corpus.ReadJSON(t, filepath.Join(root, "cases", c.Name(), "expected.json"), &want)
 			for outtype, w := range want.Outputs {
 				all++
 				m := convert(t, input(t, root, c.Name()), outtype, metadata.Options{Pre: pre[c.Name()]})
@@ -184,7 +164,7 @@ func TestWholeFiles(t *testing.T) {
 
 // TestVariants compares conversions with other options.
 func TestVariants(t *testing.T) {
-	root := corpusRoot(t)
+	root := corpus.Path(t, "hf2gguf")
 	pre := preTokenizers(t, root)
 	var variants []struct {
 		Case    string
@@ -194,7 +174,7 @@ func TestVariants(t *testing.T) {
 		Exit    int
 		Files   map[string]struct{ SHA256 string }
 	}
-	readJSON(t, filepath.Join(root, "variants.json"), &variants)
+	corpus.ReadJSON(t, filepath.Join(root, "variants.json"), &variants)
 	done := 0
 	for _, v := range variants {
 		name := v.Case + " " + strings.Join(v.Options, " ")

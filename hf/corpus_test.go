@@ -3,26 +3,16 @@ package hf
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
 )
-
-// corpus is the folder of the converter's goldens.
-func corpus(t testing.TB) string {
-	t.Helper()
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(root, "hf2gguf")
-}
 
 // named is a folder with a case's input under the case's own name, which the metadata depends on.
 func named(t testing.TB, dir string) string {
@@ -49,22 +39,11 @@ type goldenOutput struct {
 	Tensors   [][]any `json:"tensors"` // name, ne, type, offset, SHA-256
 }
 
-func readJSON(t testing.TB, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(err)
-	}
-}
-
 var outTypes = map[string]tensor.DType{"f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16, "q8_0": tensor.Q8_0, "auto": tensor.Invalid}
 
 // TestTensors compares name, shape, type and bytes of every tensor of every golden conversion.
 func TestTensors(t *testing.T) {
-	cases, err := filepath.Glob(filepath.Join(corpus(t), "cases", "*"))
+	cases, err := filepath.Glob(corpus.Path(t, "hf2gguf", "cases", "*"))
 	if err != nil || len(cases) == 0 {
 		t.Fatal("no cases", err)
 	}
@@ -72,7 +51,7 @@ func TestTensors(t *testing.T) {
 	for _, dir := range cases {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			var want golden
-			readJSON(t, filepath.Join(dir, "expected.json"), &want)
+			corpus.ReadJSON(t, filepath.Join(dir, "expected.json"), &want)
 			for name, out := range want.Outputs {
 				d, ok := outTypes[name]
 				if !ok {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -120,7 +121,7 @@ func TestLlama3Factors(t *testing.T) {
 			Bits                              []string `json:"f32_bits"`
 		} `json:"rope_freqs"`
 	}
-	readJSON(t, filepath.Join(corpus(t), "units.json"), &units)
+	corpus.ReadJSON(t, corpus.Path(t, "hf2gguf", "units.json"), &units)
 	n := 0
 	for _, u := range units.RopeFreqs {
 		got := llama3Factors(u.Dim, map[string]any{"rope_theta": u.Base, "factor": u.Factor, "low_freq_factor": u.Low,

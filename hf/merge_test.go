@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
@@ -85,7 +86,7 @@ func contents(t *testing.T, tensors []tensor.Tensor) map[string][]byte {
 // TestMergeBeforeAndAfter merges an adapter into the folder and converts the result, into the converted
 // file, and into the folder on its way to the file: in float32 all three are the same.
 func TestMergeBeforeAndAfter(t *testing.T) {
-	root := corpusRoot(t)
+	root := corpus.Path(t, "hf2gguf")
 	cases, err := os.ReadDir(filepath.Join(root, "cases"))
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/hf/metadata"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/tensor"
 )
@@ -18,7 +19,7 @@ import (
 // TestRoundTrip takes every case from GGUF to a folder and back: the tensors are the same, and so are the
 // key-values that do not name the folder.
 func TestRoundTrip(t *testing.T) {
-	root := corpusRoot(t)
+	root := corpus.Path(t, "hf2gguf")
 	pre := preTokenizers(t, root)
 	cases, err := os.ReadDir(filepath.Join(root, "cases"))
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
@@ -207,8 +208,8 @@ func TestQuantizedOutput(t *testing.T) {
 		t.Errorf("%d tensors, want %d", got, want)
 	}
 	var got, want map[string]any
-	readJSON(t, filepath.Join(out, "config.json"), &got)
-	readJSON(t, filepath.Join(float, "config.json"), &want)
+	corpus.ReadJSON(t, filepath.Join(out, "config.json"), &got)
+	corpus.ReadJSON(t, filepath.Join(float, "config.json"), &want)
 	a, _ := json.Marshal(got)
 	b, _ := json.Marshal(want)
 	if !bytes.Equal(a, b) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/tensor"
 )
@@ -16,7 +17,7 @@ import (
 // TestLlamaCpp merges GGUF adapters into GGUF bases and compares with llama.cpp's merge tool: absolute
 // difference for F32, units in the last place for F16, and equal bytes where nothing is merged.
 func TestLlamaCpp(t *testing.T) {
-	b, err := os.ReadFile(corpus(t, "gguf-lora", "manifest.json"))
+	b, err := os.ReadFile(corpus.Path(t, "gguf-lora", "manifest.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +43,8 @@ func TestLlamaCpp(t *testing.T) {
 	for _, c := range manifest.Cases {
 		for _, m := range c.Merge {
 			t.Run(m.Expected, func(t *testing.T) {
-				base := open(t, corpus(t, "gguf-lora", m.Base))
-				in := input(t, corpus(t, "gguf-lora", m.Adapter), m.Scale, dialect.Options{})
+				base := open(t, corpus.Path(t, "gguf-lora", m.Base))
+				in := input(t, corpus.Path(t, "gguf-lora", m.Adapter), m.Scale, dialect.Options{})
 				d, _ := tensor.ParseDType(m.MergedType)
 				opt := merge.Options{DType: d, AllowUnmatched: m.Silent != ""} // the peer drops norms without a word
 				specs, data, _ := merged(t, base, []merge.Input{in}, opt, merge.RunOptions{})
@@ -51,7 +52,7 @@ func TestLlamaCpp(t *testing.T) {
 				for _, u := range in.Adapter.Updates {
 					updated[u.Module+"."+u.Param] = true
 				}
-				for _, want := range open(t, corpus(t, "gguf-lora", m.Expected)).Tensors() {
+				for _, want := range open(t, corpus.Path(t, "gguf-lora", m.Expected)).Tensors() {
 					bytesOf, err := want.Read()
 					if err != nil {
 						t.Fatal(err)
@@ -111,8 +112,8 @@ func f16Steps(a, b []byte) int {
 // TestNorms checks that no norm vector of a GGUF adapter is dropped, as llama.cpp drops them without a word:
 // one that the base lacks stops the merge, the other replaces the base's.
 func TestNorms(t *testing.T) {
-	base := open(t, corpus(t, "gguf-lora", "llama_norms_mergekit", "merge", "base-F32.gguf"))
-	path := corpus(t, "gguf-lora", "llama_norms_mergekit", "expected-f32.gguf")
+	base := open(t, corpus.Path(t, "gguf-lora", "llama_norms_mergekit", "merge", "base-F32.gguf"))
+	path := corpus.Path(t, "gguf-lora", "llama_norms_mergekit", "expected-f32.gguf")
 	in := input(t, path, 1, dialect.Options{})
 	_, err := merge.NewPlan(base, []merge.Input{in}, merge.Options{Resolve: merge.Resolvers(base)})
 	if f := finding.Of(err); f == nil || f.Code != "match.unmatched_target" || f.Module != "blk.0.attn_norm" {

@@ -3,8 +3,6 @@ package merge_test
 import (
 	"context"
 	"math"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -15,16 +13,6 @@ import (
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
 )
-
-// corpus returns a path in the large corpora, or skips the test.
-func corpus(t testing.TB, elem ...string) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(append([]string{dir}, elem...)...)
-}
 
 // memory is a merge.Writer that keeps the tensors.
 type memory struct {

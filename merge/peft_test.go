@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/tensor"
 )
@@ -35,7 +36,7 @@ type peftCase struct {
 
 func peftCases(t *testing.T) []peftCase {
 	t.Helper()
-	b, err := os.ReadFile(corpus(t, "peft", "manifest.json"))
+	b, err := os.ReadFile(corpus.Path(t, "peft", "manifest.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func TestPEFT(t *testing.T) {
 			continue
 		}
 		t.Run(c.ID, func(t *testing.T) {
-			dir := corpus(t, "peft", c.Dir)
+			dir := corpus.Path(t, "peft", c.Dir)
 			if code, ok := refused[c.ID]; ok {
 				wantRefusal(t, c, dir, code)
 				refusals++
@@ -168,7 +169,7 @@ func TestTwoAdapters(t *testing.T) {
 		}
 		n++
 		t.Run(c.ID, func(t *testing.T) {
-			dir := corpus(t, "peft", c.Dir)
+			dir := corpus.Path(t, "peft", c.Dir)
 			compareWithPEFT(t, c, dir, "merged_ab.safetensors", merge.CompatNone, "ab")
 			if slices.Contains(c.Files, "merged_ba.safetensors") {
 				compareWithPEFT(t, c, dir, "merged_ba.safetensors", merge.CompatNone, "ba")
@@ -183,7 +184,7 @@ func TestTwoAdapters(t *testing.T) {
 // TestTied checks that with tied embeddings each matrix gets its own update and no other, where PEFT puts
 // the updates of both into both.
 func TestTied(t *testing.T) {
-	dir := corpus(t, "peft", "cases", "lora-lmhead-tied")
+	dir := corpus.Path(t, "peft", "cases", "lora-lmhead-tied")
 	base := open(t, filepath.Join(dir, "base.safetensors"))
 	_, data, _ := merged(t, base, []merge.Input{input(t, dir, 1, dialect.Options{})}, merge.Options{}, merge.RunOptions{})
 	ref := open(t, filepath.Join(dir, "merged.safetensors"))

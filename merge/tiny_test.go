@@ -3,7 +3,6 @@ package merge_test
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/onnxruntime"
@@ -159,7 +159,7 @@ func TestONNXLogits(t *testing.T) {
 	var golden struct {
 		IDs []int64 `json:"input_ids"`
 	}
-	readJSON(t, filepath.Join(tiny, "logits", "logits.json"), &golden)
+	corpus.ReadJSON(t, filepath.Join(tiny, "logits", "logits.json"), &golden)
 	want, before := readF32(t, "merged-f32.f32"), readF32(t, "base.f32")
 	for _, name := range []string{"base.onnx", "base-dynamo.onnx"} {
 		t.Run(name, func(t *testing.T) {
@@ -188,17 +188,6 @@ func TestONNXLogits(t *testing.T) {
 				t.Errorf("logits differ by up to %.2g from PEFT's merge; the adapter moves them by up to %.2g", worst, effect)
 			}
 		})
-	}
-}
-
-func readJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -3,18 +3,15 @@ package naming
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 // TestDiffusionFamilies compares the families with the tables of the corpus, row by row: names, shapes,
 // row slices, groups, swapped halves and transposes. Norms that the tables do not list are our own.
 func TestDiffusionFamilies(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
 	for _, c := range []struct{ file, family, folder string }{
 		{"sd15_unet", "sd15", "unet"}, {"sd15_clip_l", "sd15", "text_encoder"},
 		{"sd2_unet", "sd2", "unet"}, {"sd2_openclip_h", "sd2", "text_encoder"},
@@ -27,7 +24,7 @@ func TestDiffusionFamilies(t *testing.T) {
 		{"qwen_image", "qwen-image", "transformer"},
 	} {
 		t.Run(c.file, func(t *testing.T) {
-			b, err := os.ReadFile(filepath.Join(corpus, "keys", c.file+".tsv"))
+			b, err := os.ReadFile(corpus.Path(t, "keys", c.file+".tsv"))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 )
 
@@ -201,13 +202,13 @@ func TestGGUFResolver(t *testing.T) {
 // TestNamesAgreeWithConverter compares the table with the converter's own name map: every pair of a
 // module and a tensor that both know must be the same.
 func TestNamesAgreeWithConverter(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t)
 	var maps map[string][][2]string
-	readJSON(t, filepath.Join(dir, "hf2gguf", "names.json"), &maps)
+	corpus.ReadJSON(t, filepath.Join(dir, "hf2gguf", "names.json"), &maps)
 	var classes map[string]struct {
 		Arch string `json:"arch"`
 	}
-	readJSON(t, filepath.Join(dir, "hf2gguf", "classes.json"), &classes)
+	corpus.ReadJSON(t, filepath.Join(dir, "hf2gguf", "classes.json"), &classes)
 
 	// Where the converter's code, not its name map, decides.
 	differs := regexp.MustCompile(`kv_b_proj|gate_up_proj|input_linear`)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/x448/float16"
 
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 )
 
@@ -72,26 +73,6 @@ func readSafetensors(t *testing.T, path string) (tensors map[string]plain, other
 	return tensors, others
 }
 
-func readJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(path, err)
-	}
-}
-
-func corpus(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return dir
-}
-
 // A stored tensor is filled row by row through places.
 type stored struct {
 	shape  []int64 // outermost first
@@ -146,7 +127,7 @@ func (s *stored) store(t *testing.T, p naming.Place, canonical []float32, cols i
 // TestConverterGoldens converts whole model folders through the places and compares every tensor with
 // the bytes that the reference converter wrote (llama.cpp v0.5.0, output type f32).
 func TestConverterGoldens(t *testing.T) {
-	cases, _ := filepath.Glob(filepath.Join(corpus(t), "hf2gguf", "cases", "*"))
+	cases, _ := filepath.Glob(corpus.Path(t, "hf2gguf", "cases", "*"))
 	if len(cases) == 0 {
 		t.Fatal("no cases")
 	}
@@ -167,7 +148,7 @@ var dropped = regexp.MustCompile(`(^|\.)(position_ids|inv_freq|pooler\.dense\.(w
 
 func convert(t *testing.T, dir string) int {
 	var config map[string]any
-	readJSON(t, filepath.Join(dir, "input", "config.json"), &config)
+	corpus.ReadJSON(t, filepath.Join(dir, "input", "config.json"), &config)
 	arch, hp, err := naming.FromConfig(config)
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +159,7 @@ func convert(t *testing.T, dir string) int {
 			Tensors [][]any `json:"tensors"`
 		} `json:"outputs"`
 	}
-	readJSON(t, filepath.Join(dir, "expected.json"), &expected)
+	corpus.ReadJSON(t, filepath.Join(dir, "expected.json"), &expected)
 	if want := expected.KV[0][2]; arch != want {
 		t.Fatalf("architecture %q, expected %q", arch, want)
 	}
@@ -334,7 +315,7 @@ func checkMetadata(t *testing.T, arch string, want naming.HyperParameters, kv []
 // TestAdapterGoldens looks for every factor of a PEFT adapter, moved to GGUF by its place, in the file that
 // the reference converter made of it: under the place's name, and byte for byte in the place's order.
 func TestAdapterGoldens(t *testing.T) {
-	dir := filepath.Join(corpus(t), "gguf-lora")
+	dir := corpus.Path(t, "gguf-lora")
 	var manifest struct {
 		Cases []struct {
 			ID         string `json:"id"`
@@ -346,7 +327,7 @@ func TestAdapterGoldens(t *testing.T) {
 			} `json:"convert"`
 		} `json:"cases"`
 	}
-	readJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
+	corpus.ReadJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
 	factor := regexp.MustCompile(`^base_model\.model\.(.+)\.lora_([AB])(\.default)?\.weight$`)
 	factors := 0
 	for _, c := range manifest.Cases {
@@ -362,7 +343,7 @@ func TestAdapterGoldens(t *testing.T) {
 			t.Fatal(err)
 		}
 		var config map[string]any
-		readJSON(t, filepath.Join(dir, c.BaseConfig), &config)
+		corpus.ReadJSON(t, filepath.Join(dir, c.BaseConfig), &config)
 		arch, hp, err := naming.FromConfig(config)
 		if err != nil {
 			t.Fatal(c.ID, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 )
 
@@ -188,7 +189,7 @@ func TestONNXLongChain(t *testing.T) {
 
 // TestONNXCorpus resolves the modules of real exported models.
 func TestONNXCorpus(t *testing.T) {
-	dir := filepath.Join(corpus(t), "onnx", "naming")
+	dir := corpus.Path(t, "onnx", "naming")
 	tests := []struct {
 		file, module, param string
 		want                naming.Place

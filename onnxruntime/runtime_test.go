@@ -13,21 +13,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 )
-
-func corpus(t *testing.T, elem ...string) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(append([]string{dir, "onnx"}, elem...)...)
-}
 
 // The expected rows are those of ONNX Runtime's own LoRA test model (its README in the corpus).
 func TestRunModelWithAdapterInputs(t *testing.T) {
 	run := need(t)
-	path := corpus(t, "lora", "two_params_lora_model.onnx")
+	path := corpus.Path(t, "onnx", "lora", "two_params_lora_model.onnx")
 	ones := slices.Repeat([]float32{1}, 16)
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -64,7 +56,7 @@ func TestRunNodeTests(t *testing.T) {
 		"test_gemm_transposeA":     {"a", "b", "c"},
 		"test_matmul_3d":           {"a", "b"},
 	} {
-		dir := corpus(t, "onnx-node-v1.22.0", name)
+		dir := corpus.Path(t, "onnx", "onnx-node-v1.22.0", name)
 		in := map[string]Value{}
 		for i, n := range inputs {
 			v, err := os.ReadFile(filepath.Join(dir, "test_data_set_0", fmt.Sprintf("input_%d.pb", i)))

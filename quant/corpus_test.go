@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -30,11 +31,7 @@ type goldenCase struct {
 // TestCorpus decodes every golden of the reference, and encodes its input with the importance matrix
 // the golden was made with: all bits must agree.
 func TestCorpus(t *testing.T) {
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	root = filepath.Join(root, "ggml")
+	root := corpus.Path(t, "ggml")
 	files := map[string][]byte{}
 	read := func(name string) []byte {
 		if files[name] == nil {

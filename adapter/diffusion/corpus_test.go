@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -53,10 +54,6 @@ func list(t *testing.T, path string) []tensor.Tensor {
 
 // TestRealLists recognises the lists of real files: their dialect, their family, and every key.
 func TestRealLists(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
 	known := map[string][2]string{
 		"anima_lora_kohya_format":               {"kohya", "anima"},
 		"anima_lora_kohya_with_te_format":       {"kohya", "anima"},
@@ -71,7 +68,7 @@ func TestRealLists(t *testing.T) {
 		"qwen_image_lora_diffusers_format":      {"diffusers", "qwen-image"},
 		"qwen_image_lora_kohya_format":          {"kohya", "qwen-image"},
 	}
-	files, err := filepath.Glob(filepath.Join(corpus, "keys", "real_*.txt"))
+	files, err := filepath.Glob(corpus.Path(t, "keys", "real_*.txt"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%v, %v", files, err)
 	}

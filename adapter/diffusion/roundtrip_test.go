@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -267,11 +268,7 @@ func names(tensors []tensor.Tensor) string {
 // TestTables builds kohya files from the rows of the corpus's tables and computes with the tables alone
 // what they change in the modules of diffusers.
 func TestTables(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	files, _ := filepath.Glob(filepath.Join(corpus, "keys", "*.tsv"))
+	files, _ := filepath.Glob(corpus.Path(t, "keys", "*.tsv"))
 	tables := 0
 	for _, file := range files {
 		if strings.HasPrefix(filepath.Base(file), "ait_") {

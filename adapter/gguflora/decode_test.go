@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -23,7 +24,7 @@ func TestBadInputs(t *testing.T) {
 	var m struct {
 		Cases []struct{ File, Level, Expect, Reason string }
 	}
-	readJSON(t, corpus(t, "badinputs", "gguf", "manifest.json"), &m)
+	corpus.ReadJSON(t, corpus.Path(t, "badinputs", "gguf", "manifest.json"), &m)
 	n := 0
 	for _, c := range m.Cases {
 		if c.Level != "semantic" {
@@ -31,7 +32,7 @@ func TestBadInputs(t *testing.T) {
 		}
 		n++
 		t.Run(c.File, func(t *testing.T) {
-			a, err := Open(corpus(t, "badinputs", "gguf", c.File))
+			a, err := Open(corpus.Path(t, "badinputs", "gguf", c.File))
 			if err != nil {
 				if f := finding.Of(err); f == nil || c.Expect != "reject" || f.Code != "adapter."+c.Reason {
 					t.Fatalf("got %v (%+v), expected %s %s", err, f, c.Expect, c.Reason)
@@ -111,17 +112,17 @@ func near(t *testing.T, name string, got, want []float64, tol float64) {
 // TestTrainedAdapter decodes the corpus's trained adapter in both forms: the GGUF one, which an
 // independent program wrote, must be the PEFT one with the rows of q and k reordered.
 func TestTrainedAdapter(t *testing.T) {
-	a, err := Open(corpus(t, "trained", "adapters", "python-r8.gguf"))
+	a, err := Open(corpus.Path(t, "trained", "adapters", "python-r8.gguf"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	p, err := peft.Open(corpus(t, "trained", "adapters", "python-r8"), peft.Options{})
+	p, err := peft.Open(corpus.Path(t, "trained", "adapters", "python-r8"), peft.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	opt := optionsFor(t, corpus(t, "trained", "base", "config.json"))
+	opt := optionsFor(t, corpus.Path(t, "trained", "base", "config.json"))
 	f, err := Encode(p, opt)
 	if err != nil {
 		t.Fatal(err)

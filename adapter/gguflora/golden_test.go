@@ -2,10 +2,8 @@ package gguflora
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,28 +14,10 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
-
-func corpus(t *testing.T, parts ...string) string {
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(append([]string{root}, parts...)...)
-}
-
-func readJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // bytesOf lays a file out and fills it.
 func bytesOf(t testing.TB, f *File) []byte {
@@ -95,7 +75,7 @@ func openAdapter(t *testing.T, path string) *adapter.Adapter {
 func optionsFor(t *testing.T, config string) Options {
 	t.Helper()
 	var c map[string]any
-	readJSON(t, config, &c)
+	corpus.ReadJSON(t, config, &c)
 	arch, hp, err := naming.FromConfig(c)
 	if err != nil {
 		t.Fatal(err)
@@ -107,12 +87,12 @@ func optionsFor(t *testing.T, config string) Options {
 // corrected ones) byte for byte, and what cannot be converted must be refused.
 func TestConversionGoldens(t *testing.T) {
 	var m struct{ Cases []conversion }
-	readJSON(t, corpus(t, "gguf-lora", "manifest.json"), &m)
+	corpus.ReadJSON(t, corpus.Path(t, "gguf-lora", "manifest.json"), &m)
 	equal, refused := 0, 0
 	for _, c := range m.Cases {
 		t.Run(c.ID, func(t *testing.T) {
-			a := openAdapter(t, corpus(t, "gguf-lora", c.Adapter))
-			f, err := Encode(a, optionsFor(t, corpus(t, "gguf-lora", c.Base)))
+			a := openAdapter(t, corpus.Path(t, "gguf-lora", c.Adapter))
+			f, err := Encode(a, optionsFor(t, corpus.Path(t, "gguf-lora", c.Base)))
 			want := c.Convert.Expected
 			if c.Convert.Right != "" {
 				want = c.Convert.Right
@@ -127,7 +107,7 @@ func TestConversionGoldens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden, err := os.ReadFile(corpus(t, "gguf-lora", want))
+			golden, err := os.ReadFile(corpus.Path(t, "gguf-lora", want))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -144,8 +124,8 @@ func TestConversionGoldens(t *testing.T) {
 
 // TestTiedHead checks that the update of a tied output matrix can be left out on request, and only it.
 func TestTiedHead(t *testing.T) {
-	a := openAdapter(t, corpus(t, "gguf-lora", "qwen2_tied_lmhead", "adapter"))
-	opt := optionsFor(t, corpus(t, "gguf-lora", "qwen2_tied_lmhead", "base", "config.json"))
+	a := openAdapter(t, corpus.Path(t, "gguf-lora", "qwen2_tied_lmhead", "adapter"))
+	opt := optionsFor(t, corpus.Path(t, "gguf-lora", "qwen2_tied_lmhead", "base", "config.json"))
 	if _, err := Encode(a, opt); err == nil || !strings.Contains(err.Error(), "lm_head") || !strings.Contains(err.Error(), "token embedding") {
 		t.Errorf("got %v", err)
 	}

@@ -1,14 +1,13 @@
 package ort
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/onnx"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -114,12 +113,8 @@ func TestFitErrors(t *testing.T) {
 
 // TestCorpus reads models that declare LoRA inputs of no exporter, and their adapters.
 func TestCorpus(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
 	for _, name := range []string{"example_lora", "two_params_lora_model"} {
-		path := filepath.Join(corpus, "onnx", "lora", name)
+		path := corpus.Path(t, "onnx", "lora", name)
 		m, err := onnx.Open(path + ".onnx")
 		if err != nil {
 			t.Fatal(err)

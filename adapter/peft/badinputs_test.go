@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 // needBase lists the cases of the corpus whose verdict depends on the base model or on the values: they
@@ -19,13 +20,13 @@ func TestBadInputs(t *testing.T) {
 	var m struct {
 		Cases []struct{ File, Expect, Reason string }
 	}
-	readJSON(t, corpus(t, "badinputs", "adapter", "manifest.json"), &m)
+	corpus.ReadJSON(t, corpus.Path(t, "badinputs", "adapter", "manifest.json"), &m)
 	for _, c := range m.Cases {
 		if c.File == "base_ok" {
 			continue
 		}
 		t.Run(c.File, func(t *testing.T) {
-			a, err := Open(corpus(t, "badinputs", "adapter", c.File), Options{})
+			a, err := Open(corpus.Path(t, "badinputs", "adapter", c.File), Options{})
 			if err != nil {
 				f := finding.Of(err)
 				if f == nil || c.Expect != "reject" || f.Code != "adapter."+c.Reason {

@@ -1,7 +1,6 @@
 package peft
 
 import (
-	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
@@ -12,28 +11,10 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
-
-func corpus(t *testing.T, parts ...string) string {
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(append([]string{root}, parts...)...)
-}
-
-func readJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func pointer[T any](v T) *T { return &v }
 
@@ -67,7 +48,7 @@ var refused = map[string]string{
 
 func goldenCases(t *testing.T) []goldenCase {
 	var cases []goldenCase
-	readJSON(t, corpus(t, "peft", "manifest.json"), &cases)
+	corpus.ReadJSON(t, corpus.Path(t, "peft", "manifest.json"), &cases)
 	return cases
 }
 
@@ -83,7 +64,7 @@ func TestGoldenMerges(t *testing.T) {
 		if c.Type != "LORA" {
 			continue
 		}
-		dir := corpus(t, "peft", c.Dir)
+		dir := corpus.Path(t, "peft", c.Dir)
 		if _, err := os.Stat(filepath.Join(dir, ConfigName)); err != nil {
 			continue // several adapters or conversions: TestSeveralAdapters
 		}
@@ -123,7 +104,7 @@ func TestGoldenMerges(t *testing.T) {
 func TestSeveralAdapters(t *testing.T) {
 	n := 0
 	for _, c := range goldenCases(t) {
-		dir := corpus(t, "peft", c.Dir)
+		dir := corpus.Path(t, "peft", c.Dir)
 		if _, err := os.Stat(filepath.Join(dir, "merged_ab.safetensors")); err != nil {
 			continue
 		}
@@ -157,7 +138,7 @@ func TestSeveralAdapters(t *testing.T) {
 // that the base is that one, and that PEFT's own conversion to plain LoRA decodes.
 func TestResidualBases(t *testing.T) {
 	for _, name := range []string{"pissa", "olora"} {
-		dir := corpus(t, "peft", "cases", "convert-"+name+"-to-lora")
+		dir := corpus.Path(t, "peft", "cases", "convert-"+name+"-to-lora")
 		_, err := Open(filepath.Join(dir, "trained"), Options{})
 		if f := finding.Of(err); f == nil || f.Code != "adapter.unsupported_feature" || !strings.Contains(f.Message, name) {
 			t.Errorf("%s: got %v", name, err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -82,7 +83,7 @@ func sameUpdates(t *testing.T, got, want *adapter.Adapter) {
 func TestRoundTripGoldens(t *testing.T) {
 	n := 0
 	for _, c := range goldenCases(t) {
-		dir := corpus(t, "peft", c.Dir)
+		dir := corpus.Path(t, "peft", c.Dir)
 		if _, err := os.Stat(filepath.Join(dir, ConfigName)); err != nil || c.Type != "LORA" {
 			continue
 		}

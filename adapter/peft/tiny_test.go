@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 const tiny = "../../testdata/tiny-llama"
@@ -34,7 +35,7 @@ func TestTinyMerges(t *testing.T) {
 				want = filepath.Join(tiny, "merged", "model.safetensors")
 			}
 			var c struct{ Changed []string }
-			readJSON(t, filepath.Join(dir, "case.json"), &c)
+			corpus.ReadJSON(t, filepath.Join(dir, "case.json"), &c)
 			got, before := apply(t, base, a), apply(t, base)
 			for name, w := range floats(t, want) {
 				changed := slices.Contains(c.Changed, name) || c.Changed == nil

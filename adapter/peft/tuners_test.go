@@ -3,6 +3,8 @@ package peft
 import (
 	"path/filepath"
 	"testing"
+
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 // goldens is how many cases of each tuner the corpus has. A tuner of the table without one is not tested.
@@ -25,7 +27,7 @@ func TestOtherTuners(t *testing.T) {
 			continue
 		}
 		t.Run(c.ID, func(t *testing.T) {
-			dir := corpus(t, "peft", c.Dir)
+			dir := corpus.Path(t, "peft", c.Dir)
 			a, err := Open(dir, Options{})
 			if err != nil {
 				t.Fatal(err)

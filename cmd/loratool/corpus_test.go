@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 // A badInput is a case of a manifest of the corpus badinputs.
@@ -25,11 +26,7 @@ type badInput struct {
 
 func badInputs(t *testing.T, kind string) (dir string, cases []badInput) {
 	t.Helper()
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	dir = filepath.Join(corpus, "badinputs", kind)
+	dir = corpus.Path(t, "badinputs", kind)
 	b, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
 	if err != nil {
 		t.Fatal(err)

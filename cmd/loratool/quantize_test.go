@@ -14,15 +14,12 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 // TestWholeFiles compares whole outputs with what llama.cpp v0.5.0 writes, by their SHA-256.
 func TestWholeFiles(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	t.Chdir(filepath.Join(corpus, "gguf-files")) // the output holds the path of the importance matrix
+	t.Chdir(corpus.Path(t, "gguf-files")) // the output holds the path of the importance matrix
 	b, err := os.ReadFile("manifest.json")
 	if err != nil {
 		t.Fatal(err)

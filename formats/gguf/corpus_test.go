@@ -22,29 +22,9 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
-
-// corpus returns a folder of the test corpora.
-func corpus(t *testing.T, dir string) string {
-	t.Helper()
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(root, dir)
-}
-
-func readJSON(t *testing.T, path string, to any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, to); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func hash(b []byte) string {
 	s := sha256.Sum256(b)
@@ -64,7 +44,7 @@ func latin1(s string) string {
 const allocations = 16
 
 func TestBadInputs(t *testing.T) {
-	dir := corpus(t, "badinputs/gguf")
+	dir := corpus.Path(t, "badinputs/gguf")
 	var manifest struct {
 		Cases []struct {
 			File, Level, Expect, Reason, SHA256 string
@@ -76,7 +56,7 @@ func TestBadInputs(t *testing.T) {
 			}
 		}
 	}
-	readJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
+	corpus.ReadJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
 	if len(manifest.Cases) == 0 {
 		t.Fatal("no cases")
 	}
@@ -227,7 +207,7 @@ var notCanonical = map[string]func([]byte) []byte{
 }
 
 func TestRelayoutIsIdentical(t *testing.T) {
-	root := corpus(t, "")
+	root := corpus.Path(t)
 	n := 0
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".gguf") {
@@ -274,7 +254,7 @@ func TestRelayoutIsIdentical(t *testing.T) {
 
 // The peer copies general.alignment = 64 but lays out with 32, and cannot read its own file.
 func TestDeclaredAlignment(t *testing.T) {
-	dir := corpus(t, "gguf-files")
+	dir := corpus.Path(t, "gguf-files")
 	if _, err := Open(filepath.Join(dir, "align64-peer-Q4_0.gguf")); finding.Of(err) == nil {
 		t.Errorf("the peer's wrong file: %v", err)
 	}
@@ -313,14 +293,14 @@ func TestDeclaredAlignment(t *testing.T) {
 
 // Whole files the reference converter wrote: big-endian, and split.
 func TestConverterVariants(t *testing.T) {
-	dir := corpus(t, "hf2gguf")
+	dir := corpus.Path(t, "hf2gguf")
 	const model = "Tiny-Llama-2-7b-chat-hf"
 	var variants []struct {
 		Case, OutType string
 		Options       []string
 		Files         map[string]struct{ SHA256 string }
 	}
-	readJSON(t, filepath.Join(dir, "variants.json"), &variants)
+	corpus.ReadJSON(t, filepath.Join(dir, "variants.json"), &variants)
 	m, err := Open(filepath.Join(dir, "cases", model, "golden.q8_0.gguf"))
 	if err != nil {
 		t.Fatal(err)
@@ -385,7 +365,7 @@ func halfPrecision(t *testing.T, dir string) []tensor.Tensor {
 	var expected struct {
 		Outputs map[string]struct{ Tensors [][]any }
 	}
-	readJSON(t, filepath.Join(dir, "expected.json"), &expected)
+	corpus.ReadJSON(t, filepath.Join(dir, "expected.json"), &expected)
 	raw, err := os.ReadFile(filepath.Join(dir, "input", "model.safetensors"))
 	if err != nil {
 		t.Fatal(err)

@@ -13,18 +13,9 @@ import (
 	"unicode"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
-
-// corpus is the folder of shared test data, which not every machine has.
-func corpus(t testing.TB, sub string) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(dir, filepath.FromSlash(sub))
-}
 
 // copyTree copies a folder. Links, which a checkout may hold as files with the target as text, become
 // links again.
@@ -73,7 +64,7 @@ type badCase struct {
 }
 
 func TestBadInputs(t *testing.T) {
-	dir := corpus(t, "badinputs/onnx")
+	dir := corpus.Path(t, "badinputs/onnx")
 	b, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -24,21 +25,9 @@ func FuzzONNXWire(f *testing.F) {
 	f.Add(linear(w, str(1, nodeOf("If", []string{"x"}, []string{"q"}, str(5, text(1, "then_branch"), str(6, text(2, "s"), str(5, w), str(12, text(1, "w"))))))))
 	f.Add(linear(w, str(15, str(1, proto("sp", 1, f32s(1), 1)), str(2, proto("", 7, make([]byte, 8), 1)), num(3, 4))))
 	f.Add(join(linear(w), str(25, text(1, "F"), text(10, "d"), str(7, nodeOf("Neg", nil, []string{"o"}))), pair(14, "k", "v"), []byte{0x9b, 0x06, 0x9c, 0x06}))
-	if dir := os.Getenv("LORATOOL_CORPUS"); dir != "" {
-		for _, pattern := range []string{"badinputs/onnx/*.onnx", "badinputs/onnx/ext_*/m/model.onnx", "onnx/onnx-node-v1.22.0/*/model.onnx"} {
-			names, err := filepath.Glob(filepath.Join(dir, filepath.FromSlash(pattern)))
-			if err != nil {
-				f.Fatal(err)
-			}
-			for _, name := range names {
-				b, err := os.ReadFile(name)
-				if err != nil {
-					f.Fatal(err)
-				}
-				if len(b) < 4096 {
-					f.Add(b)
-				}
-			}
+	for _, pattern := range []string{"badinputs/onnx/*.onnx", "badinputs/onnx/ext_*/m/model.onnx", "onnx/onnx-node-v1.22.0/*/model.onnx"} {
+		for _, b := range corpus.Seeds(f, pattern, 4096) {
+			f.Add(b)
 		}
 	}
 	dir := f.TempDir()

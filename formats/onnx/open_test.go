@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -19,7 +20,7 @@ import (
 // know harm nobody who reads weights, and a rewrite drops them.
 func TestVerdictsOfOnnxRuntime(t *testing.T) {
 	dir := t.TempDir()
-	copyTree(t, corpus(t, "onnx/own"), dir, []string{"external_data_probe/sym.bin", "external_data_probe/symin.bin"})
+	copyTree(t, corpus.Path(t, "onnx/own"), dir, []string{"external_data_probe/sym.bin", "external_data_probe/symin.bin"})
 	dir = filepath.Join(dir, "external_data_probe")
 	b, err := os.ReadFile(filepath.Join(dir, "verdicts.json"))
 	if err != nil {

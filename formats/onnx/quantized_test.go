@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/quant/onnxquant"
 	"github.com/loratool/loratool/tensor"
@@ -34,7 +35,7 @@ func floatsOf(t testing.TB, x tensor.Tensor) []float32 {
 
 // TestQuantizedGoldens decodes weights to what ONNX Runtime multiplies with.
 func TestQuantizedGoldens(t *testing.T) {
-	dir := corpus(t, "onnx/own/quant-golden")
+	dir := corpus.Path(t, "onnx/own/quant-golden")
 	b, err := os.ReadFile(filepath.Join(dir, "index.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +94,7 @@ func TestQuantizedGoldens(t *testing.T) {
 
 // TestDequantizeLinearNodes decodes the inputs of the ONNX backend tests to their outputs.
 func TestDequantizeLinearNodes(t *testing.T) {
-	dirs, err := filepath.Glob(filepath.Join(corpus(t, "onnx/onnx-node-v1.22.0"), "test_dequantizelinear*"))
+	dirs, err := filepath.Glob(corpus.Path(t, "onnx", "onnx-node-v1.22.0", "test_dequantizelinear*"))
 	if err != nil || len(dirs) < 10 {
 		t.Fatalf("%d cases, %v", len(dirs), err)
 	}

@@ -11,13 +11,14 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
 // corpusModels opens every model of the corpus that can be opened.
 func corpusModels(t *testing.T, each func(t *testing.T, path string, m *Model)) int {
 	dir := t.TempDir()
-	copyTree(t, corpus(t, "onnx"), dir, []string{"own/external_data_probe/sym.bin", "own/external_data_probe/symin.bin"})
+	copyTree(t, corpus.Path(t, "onnx"), dir, []string{"own/external_data_probe/sym.bin", "own/external_data_probe/symin.bin"})
 	n := 0
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".onnx") {

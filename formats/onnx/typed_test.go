@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -141,7 +142,7 @@ func TestEncodingsOfTypedData(t *testing.T) {
 }
 
 func TestNodeTestTensors(t *testing.T) {
-	dir := corpus(t, "onnx/onnx-node-v1.22.0")
+	dir := corpus.Path(t, "onnx/onnx-node-v1.22.0")
 	tensors, others := 0, 0
 	types := map[tensor.DType]bool{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

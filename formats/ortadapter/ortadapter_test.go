@@ -6,12 +6,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -66,16 +66,12 @@ func TestReadsWhatOnnxRuntimeWrote(t *testing.T) {
 }
 
 func TestCorpus(t *testing.T) {
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
 	for file, want := range map[string]string{
 		"lora/two_params_lora_model.onnx_adapter": "{1 1 1} lora_param_a F32[4, 1] [3 4 5 6] lora_param_b F32[1, 4] [7 8 9 10]",
 		"own/handwritten_two_params.onnx_adapter": "{1 1 1} lora_param_a F32[4, 1] [3 4 5 6] lora_param_b F32[1, 4] [7 8 9 10]",
 		"lora/example_lora.onnx_adapter":          "",
 	} {
-		m, err := Open(filepath.Join(dir, "onnx", filepath.FromSlash(file)))
+		m, err := Open(corpus.Path(t, "onnx", filepath.FromSlash(file)))
 		if err != nil {
 			t.Fatal(err)
 		}

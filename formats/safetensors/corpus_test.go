@@ -18,17 +18,9 @@ import (
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
-
-func corpus(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return dir
-}
 
 type badCase struct {
 	File, Kind, Entry, Expect, Reason, SHA256 string
@@ -50,7 +42,7 @@ const allocFactor = 10
 
 // Every case of the hostile corpus: verdict, reason code, content, time and memory.
 func TestHostileCorpus(t *testing.T) {
-	dir := filepath.Join(corpus(t), "badinputs", "safetensors")
+	dir := corpus.Path(t, "badinputs", "safetensors")
 	raw, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +217,7 @@ func compareContent(t *testing.T, m *Model, c badCase) {
 // ordered by name alone; those are only read.
 func TestReferenceCorpus(t *testing.T) {
 	same, read := 0, 0
-	err := filepath.WalkDir(filepath.Join(corpus(t), "peft"), func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(corpus.Path(t, "peft"), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".safetensors") {
 			return err
 		}

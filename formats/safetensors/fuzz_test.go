@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -48,13 +49,14 @@ func FuzzOpen(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	for _, pattern := range []string{"testdata/*.safetensors", filepath.Join(os.Getenv("LORATOOL_CORPUS"), "badinputs/safetensors/*.safetensors")} {
-		paths, _ := filepath.Glob(pattern)
-		for _, path := range paths {
-			if b, err := os.ReadFile(path); err == nil && len(b) < 4096 {
-				f.Add(b)
-			}
+	own, _ := filepath.Glob("testdata/*.safetensors")
+	for _, path := range own {
+		if b, err := os.ReadFile(path); err == nil && len(b) < 4096 {
+			f.Add(b)
 		}
+	}
+	for _, b := range corpus.Seeds(f, "badinputs/safetensors/*.safetensors", 4096) {
+		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
 		var before, after runtime.MemStats

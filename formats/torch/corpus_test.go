@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 )
 
 // result is what opening a file and reading all of it came to.
@@ -36,11 +37,7 @@ func openAndRead(path string) result {
 // TestHostileFiles runs the corpus of bad and odd checkpoints: verdict, reason and named global of
 // each, within a second and with memory bounded by the size of the file.
 func TestHostileFiles(t *testing.T) {
-	root := os.Getenv("LORATOOL_CORPUS")
-	if root == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	root = filepath.Join(root, "badinputs", "pickle")
+	root := corpus.Path(t, "badinputs", "pickle")
 	data, err := os.ReadFile(filepath.Join(root, "manifest.json"))
 	if err != nil {
 		t.Fatal(err)

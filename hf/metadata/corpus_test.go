@@ -12,27 +12,8 @@ import (
 
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/hf/config"
+	"github.com/loratool/loratool/internal/corpus"
 )
-
-func corpus(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(dir, "hf2gguf")
-}
-
-func readJSON(t *testing.T, path string, to any) {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(data, to); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // expected is the part of a case's expected.json that is used here.
 type expected struct {
@@ -110,7 +91,7 @@ func toJSON(v any) any {
 // TestGolden compares the key-values of every golden folder with those that convert_hf_to_gguf.py of
 // llama.cpp v0.5.0 wrote: keys, types, values and order.
 func TestGolden(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	folders, err := os.ReadDir(filepath.Join(dir, "cases"))
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +101,7 @@ func TestGolden(t *testing.T) {
 	for _, c := range folders {
 		t.Run(c.Name(), func(t *testing.T) {
 			var e expected
-			readJSON(t, filepath.Join(dir, "cases", c.Name(), "expected.json"), &e)
+			corpus.ReadJSON(t, filepath.Join(dir, "cases", c.Name(), "expected.json"), &e)
 			for output, o := range e.Outputs {
 				total++
 				f, err := Read(filepath.Join(dir, "cases", c.Name(), "input"), Options{FolderName: c.Name()})
@@ -159,14 +140,14 @@ func TestGolden(t *testing.T) {
 // TestNames compares the parts of model ids with those that the reference finds, for several counts of
 // parameters.
 func TestNames(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var units struct {
 		Components struct {
 			Columns []string
 			Rows    [][]any
 		}
 	}
-	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	corpus.ReadJSON(t, filepath.Join(dir, "units.json"), &units)
 	agree := 0
 	for _, row := range units.Components.Rows {
 		p := splitName(row[0].(string), int64(row[1].(float64)))
@@ -193,7 +174,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var units struct {
 		Notation  [][2]any
 		SizeLabel [][5]any `json:"size_label"`
@@ -202,7 +183,7 @@ func TestSizes(t *testing.T) {
 			Out  string
 		}
 	}
-	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	corpus.ReadJSON(t, filepath.Join(dir, "units.json"), &units)
 	for _, x := range units.Notation {
 		if got := notation(int64(x[0].(float64))); got != x[1] {
 			t.Errorf("%v: got %s, want %s", x[0], got, x[1])
@@ -231,7 +212,7 @@ func TestSizes(t *testing.T) {
 // TestGeneral compares what model cards, configurations and overrides give with the calls that the
 // reference makes.
 func TestGeneral(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var units struct {
 		Metadata []struct {
 			Card             *string
@@ -244,7 +225,7 @@ func TestGeneral(t *testing.T) {
 			Calls            [][]any
 		}
 	}
-	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	corpus.ReadJSON(t, filepath.Join(dir, "units.json"), &units)
 	agree := 0
 	for i, c := range units.Metadata {
 		folder := t.TempDir()

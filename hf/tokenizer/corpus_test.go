@@ -12,40 +12,21 @@ import (
 
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/hf/config"
+	"github.com/loratool/loratool/internal/corpus"
 )
-
-func corpus(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("LORATOOL_CORPUS")
-	if dir == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	return filepath.Join(dir, "hf2gguf")
-}
-
-func readJSON(t *testing.T, path string, to any) {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(data, to); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // TestCheckHash compares the hash of the check text with the one that the reference computed for the
 // golden folders. None is in its table, since the vocabularies are made up; their names follow from the
 // structure.
 func TestCheckHash(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var manifest struct {
 		Cases []struct {
 			Case         string
 			PreTokenizer *struct{ Name, Hash string } `json:"pre_tokenizer"`
 		}
 	}
-	readJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
+	corpus.ReadJSON(t, filepath.Join(dir, "manifest.json"), &manifest)
 	agree, total := 0, 0
 	for _, c := range manifest.Cases {
 		if c.PreTokenizer == nil {
@@ -77,13 +58,13 @@ func TestCheckHash(t *testing.T) {
 
 // TestCheckData compares the check text, the hashes and the names with those of the reference.
 func TestCheckData(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var data struct {
 		Text      string `json:"check_text"`
 		Effective map[string]string
 		Runtime   map[string]any
 	}
-	readJSON(t, filepath.Join(dir, "pre_tokenizers.json"), &data)
+	corpus.ReadJSON(t, filepath.Join(dir, "pre_tokenizers.json"), &data)
 	if data.Text != checkText {
 		t.Errorf("check text %q, want %q", checkText, data.Text)
 	}
@@ -99,7 +80,7 @@ func TestCheckData(t *testing.T) {
 
 // TestStructures takes the name of each structure that the reference documents from the structure alone.
 func TestStructures(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var data struct {
 		Structures []struct {
 			Name         string
@@ -107,7 +88,7 @@ func TestStructures(t *testing.T) {
 			PreTokenizer any `json:"pre_tokenizer"`
 		}
 	}
-	readJSON(t, filepath.Join(dir, "pre_tokenizers.json"), &data)
+	corpus.ReadJSON(t, filepath.Join(dir, "pre_tokenizers.json"), &data)
 	// Names that share the structure of another, and differ in nothing that splits text.
 	same := map[string]string{"refact": "starcoder", "smollm": "starcoder", "stablelm2": "qwen2", "grok-2": "qwen2"}
 	agree := 0
@@ -134,7 +115,7 @@ func TestStructures(t *testing.T) {
 
 // TestSpecialVocab compares special tokens, flags, templates and merges with those of the reference.
 func TestSpecialVocab(t *testing.T) {
-	dir := corpus(t)
+	dir := corpus.Path(t, "hf2gguf")
 	var units struct {
 		Cases []struct {
 			Name            string
@@ -146,7 +127,7 @@ func TestSpecialVocab(t *testing.T) {
 			KV              [][3]any
 		} `json:"special_vocab"`
 	}
-	readJSON(t, filepath.Join(dir, "units.json"), &units)
+	corpus.ReadJSON(t, filepath.Join(dir, "units.json"), &units)
 	agree := 0
 	for _, c := range units.Cases {
 		t.Run(c.Name, func(t *testing.T) {

@@ -21,19 +21,29 @@ func Path(t testing.TB, elem ...string) string {
 	return filepath.Join(append([]string{dir}, elem...)...)
 }
 
-// Seeds are the files that a pattern relative to the corpora matches; none without corpora. For fuzz
-// targets, which run without seeds too.
-func Seeds(t testing.TB, pattern string) []string {
+// Seeds are the contents of the files of less than limit bytes that a pattern in the folder of all corpora
+// matches; none without corpora. For fuzz targets, which run without them too.
+func Seeds(t testing.TB, pattern string, limit int) [][]byte {
 	t.Helper()
 	dir := os.Getenv(variable)
 	if dir == "" {
 		return nil
 	}
-	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	paths, err := filepath.Glob(filepath.Join(dir, filepath.FromSlash(pattern)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return found
+	var seeds [][]byte
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) < limit {
+			seeds = append(seeds, b)
+		}
+	}
+	return seeds
 }
 
 // ReadJSON decodes a JSON file into what to points at.

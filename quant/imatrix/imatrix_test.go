@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -248,11 +249,7 @@ func FuzzOpen(f *testing.F) {
 
 // TestCorpus reads the matrix that the whole-file goldens were made with.
 func TestCorpus(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	m, err := Open(filepath.Join(corpus, "gguf-files", "tiny-imatrix.gguf"))
+	m, err := Open(corpus.Path(t, "gguf-files", "tiny-imatrix.gguf"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -54,11 +55,7 @@ func override(s string) Override {
 
 // TestCorpus compares with the dry runs of llama.cpp v0.5.0 on synthetic models.
 func TestCorpus(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	files, err := filepath.Glob(filepath.Join(corpus, "recipes", "*_*.json"))
+	files, err := filepath.Glob(corpus.Path(t, "recipes", "*_*.json"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no models: %v", err)
 	}

@@ -1,11 +1,11 @@
 package scheme_test
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/quant/scheme"
 	"github.com/loratool/loratool/tensor"
 )
@@ -13,11 +13,7 @@ import (
 // TestGptOss compares the experts of a tiny gpt-oss with the GGUF that llama.cpp's converter made of it,
 // which keeps MXFP4: gate and up are the even and odd columns of gate_up_proj.
 func TestGptOss(t *testing.T) {
-	corpus := os.Getenv("LORATOOL_CORPUS")
-	if corpus == "" {
-		t.Skip("LORATOOL_CORPUS is not set")
-	}
-	dir := filepath.Join(corpus, "hf2gguf", "cases", "gpt-oss-tiny")
+	dir := corpus.Path(t, "hf2gguf", "cases", "gpt-oss-tiny")
 	v, err := scheme.Open(dir, load(t, filepath.Join(dir, "input")), config(t, filepath.Join(dir, "input", "config.json")))
 	if err != nil || v == nil {
 		t.Fatal(v, err)
