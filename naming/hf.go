@@ -238,3 +238,18 @@ func IsConv1D(module string) bool {
 	}
 	return false
 }
+
+// embeddings are the last elements of the paths of modules that look rows up, in transformers' models and
+// llama.cpp's.
+var embeddings = map[string]bool{
+	"embed_tokens": true, "embed_in": true, "wte": true, "wpe": true, "embeddings": true, "tok_embeddings": true,
+	"word_embeddings": true, "position_embeddings": true, "token_type_embeddings": true, "embed_positions": true,
+	"token_embedding": true, "position_embedding": true, "shared": true, "token_embd": true, "position_embd": true, "token_types": true,
+}
+
+// IsEmbedding reports whether a module with a matrix [rows, dim] is, by its name, a table of rows and not a
+// linear layer.
+func IsEmbedding(module string) bool {
+	_, last := leaf(module)
+	return embeddings[last]
+}

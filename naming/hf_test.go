@@ -154,6 +154,17 @@ func TestNearestNames(t *testing.T) {
 	}
 }
 
+func TestIsEmbedding(t *testing.T) {
+	for module, want := range map[string]bool{
+		"model.embed_tokens": true, "transformer.wte": true, "bert.embeddings.word_embeddings": true, "text_model.embeddings.token_embedding": true,
+		"token_embd": true, "lm_head": false, "output": false, "model.layers.0.mlp.up_proj": false, "embedder.linear_1": false,
+	} {
+		if naming.IsEmbedding(module) != want {
+			t.Errorf("%s: %v, expected %v", module, !want, want)
+		}
+	}
+}
+
 func TestIsConv1D(t *testing.T) {
 	for module, want := range map[string]bool{
 		"transformer.h.0.attn.c_attn":           true,

@@ -1,7 +1,10 @@
 package lowrank
 
 import (
+	"context"
 	"fmt"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
@@ -19,24 +22,47 @@ func (l Loss) String() string {
 	return fmt.Sprintf("%s: %s to rank %d, %.3g %% of the difference lost", l.Target, l.Kind, l.Rank, 100*l.Lost)
 }
 
+// Options are the limits of ToLowRank, and how Convert goes about it.
+type Options struct {
+	Rank     int
+	Energy   float64
+	Jobs     int    // updates worked on at once, each of which may need its whole difference in memory; at least one
+	Progress func() // called after each update; may be nil
+}
+
+// Limited reports whether a rank or an energy is set.
+func (o Options) Limited() bool { return o.Rank > 0 || o.Energy > 0 && o.Energy < 1 }
+
 // Convert turns every update of an adapter that is not low-rank, and with a limit every low-rank one, by
 // ToLowRank. The adapter that it returns shares a's file and is closed with it. losses has an entry for each
 // update that was changed, in order.
-func Convert(a *adapter.Adapter, rank int, energy float64) (low *adapter.Adapter, losses []Loss, err error) {
+func Convert(ctx context.Context, a *adapter.Adapter, opt Options) (low *adapter.Adapter, losses []Loss, err error) {
 	out := *a
 	out.Updates = make([]adapter.Update, len(a.Updates))
+	lost := make([]float64, len(a.Updates))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, opt.Jobs))
 	for i := range a.Updates {
-		u := &a.Updates[i]
-		v, lost, err := ToLowRank(u, rank, energy)
-		if err != nil {
+		g.Go(func() (err error) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			out.Updates[i], lost[i], err = ToLowRank(&a.Updates[i], opt.Rank, opt.Energy)
+			if opt.Progress != nil {
+				opt.Progress()
+			}
 			if f := finding.Of(err); f != nil && f.File == "" {
 				f.File = a.Path
 			}
-			return nil, nil, err
-		}
-		out.Updates[i] = v
-		if v.Kind != u.Kind || v.Rank != u.Rank {
-			losses = append(losses, Loss{u.Target, u.Kind, v.Rank, lost})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	for i, v := range out.Updates {
+		if u := &a.Updates[i]; v.Kind != u.Kind || v.Rank != u.Rank {
+			losses = append(losses, Loss{u.Target, u.Kind, v.Rank, lost[i]})
 		}
 	}
 	return &out, losses, nil

@@ -28,14 +28,14 @@ const largest = 1 << 31
 // two. loss is the share of the squares that is lost, 0 where the conversion is exact. Updates of form Whole
 // come back as they are. The error for updates that depend on the base says so.
 func ToLowRank(u *adapter.Update, rank int, energy float64) (v adapter.Update, loss float64, err error) {
-	limited := rank > 0 || energy > 0 && energy < 1
+	limited := Options{Rank: rank, Energy: energy}.Limited()
 	switch u.Form() {
 	case adapter.Whole:
 		return *u, 0, nil
 	case adapter.OnBase:
 		f := finding.Errorf("adapter.unsupported_feature", "", "what the %s update of module %q changes depends on the base's weights, so it has no factors", u.Kind, u.Module)
 		f.Module = u.Module
-		return *u, 0, f.Hinted("merge the adapter into its base, then extract the difference of the two models")
+		return *u, 0, f.Hinted("merge the adapter into its base, then let extract make an adapter of the difference of the two models")
 	case adapter.Dense:
 		if !limited {
 			f := finding.Errorf("adapter.needs_rank", "", "the %s update of module %q has no exact low-rank form", u.Kind, u.Module)
@@ -61,6 +61,9 @@ func ToLowRank(u *adapter.Update, rank int, energy float64) (v adapter.Update, l
 		v.Kernel, v.Layer = shape, adapter.Conv
 	}
 	v.A, v.B = s.factors(k)
+	if u.Layer == adapter.Embedding && !factored { // whose matrix is [vocab, dim] and the product's transpose
+		v.A, v.B = v.B.Transpose(), v.A.Transpose()
+	}
 	v.Scale = told(u.Scale, k, fmt.Sprintf("rank %d by singular values", k))
 	if total > 0 {
 		loss = max(0, 1-kept/total)
@@ -136,6 +139,13 @@ func difference(u *adapter.Update) (dense, error) {
 	spec := tensor.Spec{Name: u.Target.String(), DType: tensor.F32, Shape: tensor.Shape{rows, cols}}
 	if rows < 1 || cols < 1 || rows > largest/cols {
 		return dense{}, finding.Errorf("adapter.shape_mismatch", "", "the update of module %q is larger than any matrix", u.Module)
+	}
+	if u.Kind == adapter.Full { // the matrix itself
+		v, err := u.Value.Load()
+		if err != nil {
+			return dense{}, err
+		}
+		return dense{int(rows), int(cols), v}, finite(u, v)
 	}
 	op, err := adapter.Bind(&plain, naming.Place{Tensor: spec.Name}, spec, adapter.Frame{Rows: rows, Cols: cols}, adapter.Rounding{})
 	if err != nil {

@@ -245,7 +245,7 @@ func TestKernel(t *testing.T) {
 func TestConvert(t *testing.T) {
 	a := &adapter.Adapter{Path: "p", Updates: []adapter.Update{*lowRank(1, 20, 30, 4), *full(20, 30), {Kind: adapter.Bias, Value: random(1, 1, 20)}}}
 	a.Updates[1].Target = adapter.Target{Module: "m", Param: "weight"}
-	low, losses, err := Convert(a, 6, 0)
+	low, losses, err := Convert(t.Context(), a, Options{Rank: 6, Jobs: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestConvert(t *testing.T) {
 		t.Errorf("updates %+v", low.Updates)
 	}
 	a.Updates[1] = adapter.Update{Kind: adapter.IA3, Value: random(1, 1, 4)}
-	if _, _, err := Convert(a, 6, 0); finding.Of(err) == nil || finding.Of(err).File != "p" {
+	if _, _, err := Convert(t.Context(), a, Options{Rank: 6}); finding.Of(err) == nil || finding.Of(err).File != "p" {
 		t.Errorf("an update that depends on the base: %v", err)
 	}
 }

@@ -134,16 +134,11 @@ func runConvert(t *terminal, c *cli.Context) error {
 // lowered is the adapter with low-rank updates only, where a rank or energy was asked for, and one finding
 // for every update that lost something.
 func lowered(c *cli.Context, a *adapter.Adapter) (*adapter.Adapter, []finding.Finding, error) {
-	rank, energy := c.Int("rank"), c.Float64("energy")
-	switch {
-	case c.IsSet("rank") && rank <= 0:
-		return nil, nil, usagef("--rank %d: a rank is positive", rank)
-	case c.IsSet("energy") && !(energy > 0 && energy < 1):
-		return nil, nil, usagef("--energy %g: a share lies between 0 and 1", energy)
-	case rank == 0 && energy == 0:
-		return a, nil, nil
+	opt, err := rankOptions(c)
+	if err != nil || !opt.Limited() {
+		return a, nil, err
 	}
-	low, losses, err := lowrank.Convert(a, rank, energy)
+	low, losses, err := lowrank.Convert(c.Context, a, opt)
 	if err != nil {
 		return nil, nil, err
 	}

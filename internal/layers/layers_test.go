@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"adapter/evidence", "adapter/geometry", "adapter/rotation"},
 	{"adapter/lycoris", "adapter/lowrank"},
 	{"adapter/…"},
-	{"adapter/dialect"},
+	{"adapter/dialect", "adapter/difference"},
 	{"hf/config"},
 	{"hf/tokenizer"},
 	{"hf/metadata"},
