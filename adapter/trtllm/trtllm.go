@@ -70,10 +70,6 @@ func Detect(s *evidence.Subject) string {
 // Open reads an adapter folder. base gives the geometry of the base, without which the rows cannot be taken
 // apart. Factors are read when they are loaded; Close the adapter after that.
 func Open(path string, base func() (*geometry.Geometry, error)) (*adapter.Adapter, error) {
-	g, err := base()
-	if err != nil {
-		return nil, err
-	}
 	folder := path
 	if filepath.Base(path) == WeightsName {
 		folder = filepath.Dir(path)
@@ -88,7 +84,11 @@ func Open(path string, base func() (*geometry.Geometry, error)) (*adapter.Adapte
 		return nil, err
 	}
 	a := &adapter.Adapter{Path: path, Dialect: "trtllm", Space: naming.HF}
-	if err := decode(a, file, config, w.Array(), g); err != nil {
+	g, err := base()
+	if err == nil {
+		err = decode(a, file, config, w.Array(), g)
+	}
+	if err != nil {
 		w.Close()
 		return nil, err
 	}
