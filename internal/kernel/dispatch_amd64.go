@@ -46,6 +46,14 @@ func encodeBF16(dst []byte, src []float32) {
 	encodeBF16Go(dst[2*n:], src[n:])
 }
 
+func encodeFloat8(f *Float8, dst []byte, src []float32) {
+	n := vectorPart(len(src))
+	if n > 0 {
+		encodeFloat8AVX2(&dst[0], &src[0], n/group, &f.lanes)
+	}
+	encodeFloat8Go(f, dst[n:], src[n:])
+}
+
 // vectorPart is how many of n elements go to the assembly.
 func vectorPart(n int) int {
 	if active < avx2 {

@@ -9,6 +9,8 @@ func decodeBF16(dst []float32, src []byte) { decodeBF16Go(dst, src) }
 func encodeF16(dst []byte, src []float32)  { encodeF16Go(dst, src) }
 func encodeBF16(dst []byte, src []float32) { encodeBF16Go(dst, src) }
 
+func encodeFloat8(f *Float8, dst []byte, src []float32) { encodeFloat8Go(f, dst, src) }
+
 func addPanels(w []float32, stride int, l, panels []float32, rank, rows, n int, scale float32) {
 	addPanelsGo(w, stride, l, panels, rank, rows, n, scale)
 }

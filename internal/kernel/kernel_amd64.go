@@ -24,6 +24,11 @@ func decodeBF16AVX2(dst *float32, src *byte, groups int)
 //go:noescape
 func encodeBF16AVX2(dst *byte, src *float32, groups int)
 
+// encodeFloat8AVX2 rounds float32 to an 8-bit float, 32 elements a group.
+//
+//go:noescape
+func encodeFloat8AVX2(dst *byte, src *float32, groups int, lanes *[10][8]uint32)
+
 // addPanels4AVX2 adds scale·L·R to 4 rows of w, in n panels of 16 columns.
 // Rows of w lie stride elements apart, rows of l rank elements; rank must be positive.
 //

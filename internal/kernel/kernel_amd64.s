@@ -180,6 +180,145 @@ DATA lanes_7fff<>+24(SB)/4, $0x00007fff
 DATA lanes_7fff<>+28(SB)/4, $0x00007fff
 GLOBL lanes_7fff<>(SB), RODATA|NOPTR, $32
 
+// func encodeFloat8AVX2(dst *byte, src *float32, groups int, lanes *[10][8]uint32)
+// Requires: AVX, AVX2
+TEXT ·encodeFloat8AVX2(SB), NOSPLIT, $0-32
+	MOVQ    dst+0(FP), AX
+	MOVQ    src+8(FP), CX
+	MOVQ    groups+16(FP), DX
+	MOVQ    lanes+24(FP), BX
+	VMOVDQU (BX), Y0
+	VMOVDQU 32(BX), Y1
+	VMOVDQU 64(BX), Y2
+	VMOVDQU 128(BX), Y3
+	VMOVDQU 160(BX), Y4
+	TESTQ   DX, DX
+	JLE     end
+
+next:
+	VMOVDQU   (CX), Y5
+	VPAND     Y0, Y5, Y6
+	VPSRLVD   Y2, Y6, Y7
+	VPAND     lanes_1<>+0(SB), Y7, Y7
+	VPADDD    96(BX), Y7, Y7
+	VPADDD    Y6, Y7, Y7
+	VPSRLVD   Y2, Y7, Y7
+	VADDPS    Y4, Y6, Y8
+	VPSUBD    Y4, Y8, Y8
+	VPCMPGTD  Y6, Y3, Y9
+	VPBLENDVB Y9, Y8, Y7, Y7
+	VPCMPGTD  192(BX), Y7, Y9
+	VPBLENDVB Y9, 224(BX), Y7, Y7
+	VPCMPGTD  Y1, Y6, Y9
+	VPBLENDVB Y9, 256(BX), Y7, Y7
+	VPXOR     Y6, Y6, Y6
+	VPCMPEQD  Y6, Y7, Y9
+	VPSRLD    $0x18, Y5, Y5
+	VPAND     lanes_80<>+0(SB), Y5, Y5
+	VPAND     288(BX), Y5, Y6
+	VPBLENDVB Y9, Y6, Y5, Y5
+	VPOR      Y5, Y7, Y7
+	VMOVDQU   32(CX), Y5
+	VPAND     Y0, Y5, Y6
+	VPSRLVD   Y2, Y6, Y8
+	VPAND     lanes_1<>+0(SB), Y8, Y8
+	VPADDD    96(BX), Y8, Y8
+	VPADDD    Y6, Y8, Y8
+	VPSRLVD   Y2, Y8, Y8
+	VADDPS    Y4, Y6, Y9
+	VPSUBD    Y4, Y9, Y9
+	VPCMPGTD  Y6, Y3, Y10
+	VPBLENDVB Y10, Y9, Y8, Y8
+	VPCMPGTD  192(BX), Y8, Y10
+	VPBLENDVB Y10, 224(BX), Y8, Y8
+	VPCMPGTD  Y1, Y6, Y10
+	VPBLENDVB Y10, 256(BX), Y8, Y8
+	VPXOR     Y6, Y6, Y6
+	VPCMPEQD  Y6, Y8, Y10
+	VPSRLD    $0x18, Y5, Y5
+	VPAND     lanes_80<>+0(SB), Y5, Y5
+	VPAND     288(BX), Y5, Y6
+	VPBLENDVB Y10, Y6, Y5, Y5
+	VPOR      Y5, Y8, Y8
+	VMOVDQU   64(CX), Y5
+	VPAND     Y0, Y5, Y6
+	VPSRLVD   Y2, Y6, Y9
+	VPAND     lanes_1<>+0(SB), Y9, Y9
+	VPADDD    96(BX), Y9, Y9
+	VPADDD    Y6, Y9, Y9
+	VPSRLVD   Y2, Y9, Y9
+	VADDPS    Y4, Y6, Y10
+	VPSUBD    Y4, Y10, Y10
+	VPCMPGTD  Y6, Y3, Y11
+	VPBLENDVB Y11, Y10, Y9, Y9
+	VPCMPGTD  192(BX), Y9, Y11
+	VPBLENDVB Y11, 224(BX), Y9, Y9
+	VPCMPGTD  Y1, Y6, Y11
+	VPBLENDVB Y11, 256(BX), Y9, Y9
+	VPXOR     Y6, Y6, Y6
+	VPCMPEQD  Y6, Y9, Y11
+	VPSRLD    $0x18, Y5, Y5
+	VPAND     lanes_80<>+0(SB), Y5, Y5
+	VPAND     288(BX), Y5, Y6
+	VPBLENDVB Y11, Y6, Y5, Y5
+	VPOR      Y5, Y9, Y9
+	VMOVDQU   96(CX), Y5
+	VPAND     Y0, Y5, Y6
+	VPSRLVD   Y2, Y6, Y10
+	VPAND     lanes_1<>+0(SB), Y10, Y10
+	VPADDD    96(BX), Y10, Y10
+	VPADDD    Y6, Y10, Y10
+	VPSRLVD   Y2, Y10, Y10
+	VADDPS    Y4, Y6, Y11
+	VPSUBD    Y4, Y11, Y11
+	VPCMPGTD  Y6, Y3, Y12
+	VPBLENDVB Y12, Y11, Y10, Y10
+	VPCMPGTD  192(BX), Y10, Y12
+	VPBLENDVB Y12, 224(BX), Y10, Y10
+	VPCMPGTD  Y1, Y6, Y12
+	VPBLENDVB Y12, 256(BX), Y10, Y10
+	VPXOR     Y6, Y6, Y6
+	VPCMPEQD  Y6, Y10, Y12
+	VPSRLD    $0x18, Y5, Y5
+	VPAND     lanes_80<>+0(SB), Y5, Y5
+	VPAND     288(BX), Y5, Y6
+	VPBLENDVB Y12, Y6, Y5, Y5
+	VPOR      Y5, Y10, Y10
+	VPACKUSDW Y8, Y7, Y7
+	VPACKUSDW Y10, Y9, Y9
+	VPACKUSWB Y9, Y7, Y7
+	VMOVDQU   float8_order<>+0(SB), Y5
+	VPERMD    Y7, Y5, Y7
+	VMOVDQU   Y7, (AX)
+	ADDQ      $0x20, AX
+	SUBQ      $-128, CX
+	DECQ      DX
+	JNZ       next
+
+end:
+	VZEROUPPER
+	RET
+
+DATA lanes_80<>+0(SB)/4, $0x00000080
+DATA lanes_80<>+4(SB)/4, $0x00000080
+DATA lanes_80<>+8(SB)/4, $0x00000080
+DATA lanes_80<>+12(SB)/4, $0x00000080
+DATA lanes_80<>+16(SB)/4, $0x00000080
+DATA lanes_80<>+20(SB)/4, $0x00000080
+DATA lanes_80<>+24(SB)/4, $0x00000080
+DATA lanes_80<>+28(SB)/4, $0x00000080
+GLOBL lanes_80<>(SB), RODATA|NOPTR, $32
+
+DATA float8_order<>+0(SB)/4, $0x00000000
+DATA float8_order<>+4(SB)/4, $0x00000004
+DATA float8_order<>+8(SB)/4, $0x00000001
+DATA float8_order<>+12(SB)/4, $0x00000005
+DATA float8_order<>+16(SB)/4, $0x00000002
+DATA float8_order<>+20(SB)/4, $0x00000006
+DATA float8_order<>+24(SB)/4, $0x00000003
+DATA float8_order<>+28(SB)/4, $0x00000007
+GLOBL float8_order<>(SB), RODATA|NOPTR, $32
+
 // func addPanels4AVX2(w *float32, stride int, l *float32, panels *float32, rank int, n int, scale float32)
 // Requires: AVX
 TEXT ·addPanels4AVX2(SB), NOSPLIT, $0-52

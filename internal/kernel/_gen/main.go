@@ -13,6 +13,7 @@ import (
 func main() {
 	ConstraintExpr("!noasm")
 	converters()
+	encodeFloat8()
 	addPanels(4)
 	addPanels(1)
 	searches()
