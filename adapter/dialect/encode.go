@@ -44,9 +44,6 @@ func Encode(a *adapter.Adapter, to string, t Target) (*Output, error) {
 		return nil, finding.Errorf("convert.unknown_target", a.Path, "adapters are not written as %q", to).Expected(to, strings.Join(Written(), ", "))
 	}
 	if a.Space == naming.GGUF {
-		if to == "gguf" {
-			return nil, finding.Errorf("convert.same", a.Path, "the adapter is a GGUF LoRA already")
-		}
 		g, err := t.geometry(a)
 		if err != nil {
 			return nil, err

@@ -99,7 +99,7 @@ func TestKinds(t *testing.T) {
 		if len(a.Updates) != 1 || a.Updates[0].Kind != c.kind || a.Updates[0].Layer != c.layer || a.Updates[0].Target.String() != c.name || a.Space != naming.HF || a.BaseModel != "gpt2" {
 			t.Fatalf("%s: %+v", c.name, a)
 		}
-		low, losses, err := lowrank.Convert(t.Context(), a, lowrank.Options{Rank: 3})
+		low, losses, err := lowrank.Convert(t.Context(), a, lowrank.Options{Limits: lowrank.Limits{Rank: 3}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +115,7 @@ func TestKinds(t *testing.T) {
 		if len(losses) != 1 || losses[0].Lost > 1e-12 || !u.Kernel.Equal(c.shape[2:]) {
 			t.Errorf("%s: %+v, kernel %v", c.name, losses, u.Kernel)
 		}
-		low, _, _ = lowrank.Convert(t.Context(), a, lowrank.Options{Rank: 1})
+		low, _, _ = lowrank.Convert(t.Context(), a, lowrank.Options{Limits: lowrank.Limits{Rank: 1}})
 		u = &low.Updates[0]
 		if u.Layer != c.layer || u.A.Rows != c.a[0] || u.A.Cols != c.a[1] || u.B.Rows != c.b[0] || u.B.Cols != c.b[1] {
 			t.Fatalf("%s: A [%d, %d], B [%d, %d] of %s", c.name, u.A.Rows, u.A.Cols, u.B.Rows, u.B.Cols, u.Layer)
@@ -206,7 +206,7 @@ func TestMerged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	low, losses, err := lowrank.Convert(t.Context(), a, lowrank.Options{Rank: 4, Jobs: 2})
+	low, losses, err := lowrank.Convert(t.Context(), a, lowrank.Options{Limits: lowrank.Limits{Rank: 4}, Jobs: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

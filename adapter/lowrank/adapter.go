@@ -24,14 +24,10 @@ func (l Loss) String() string {
 
 // Options are the limits of ToLowRank, and how Convert goes about it.
 type Options struct {
-	Rank     int
-	Energy   float64
+	Limits
 	Jobs     int    // updates worked on at once, each of which may need its whole difference in memory; at least one
 	Progress func() // called after each update; may be nil
 }
-
-// Limited reports whether a rank or an energy is set.
-func (o Options) Limited() bool { return o.Rank > 0 || o.Energy > 0 && o.Energy < 1 }
 
 // Convert turns every update of an adapter that is not low-rank, and with a limit every low-rank one, by
 // ToLowRank. The adapter that it returns shares a's file and is closed with it. losses has an entry for each
@@ -47,7 +43,7 @@ func Convert(ctx context.Context, a *adapter.Adapter, opt Options) (low *adapter
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			out.Updates[i], lost[i], err = ToLowRank(&a.Updates[i], opt.Rank, opt.Energy)
+			out.Updates[i], lost[i], err = ToLowRank(&a.Updates[i], opt.Limits)
 			if opt.Progress != nil {
 				opt.Progress()
 			}

@@ -6,6 +6,7 @@
 package lowrank
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 
@@ -22,13 +23,26 @@ const most = 512
 // one of any size. The embeddings of the largest models have 2³¹.
 const largest = 1 << 31
 
-// ToLowRank makes a low-rank update of one whose difference does not depend on the base. rank > 0 limits the
-// rank; energy in (0, 1) keeps the fewest singular values whose squares make up that share of the whole.
-// With neither, factors are written out exactly, and a dense difference is an error, for it needs one of the
-// two. loss is the share of the squares that is lost, 0 where the conversion is exact. Updates of form Whole
-// come back as they are. The error for updates that depend on the base says so.
-func ToLowRank(u *adapter.Update, rank int, energy float64) (v adapter.Update, loss float64, err error) {
-	limited := Options{Rank: rank, Energy: energy}.Limited()
+// Limits say which singular values are kept: at least one, and of the rest those that every limit allows.
+type Limits struct {
+	Rank int // at most so many; 0 = any number
+	// Energy in (0, 1): the fewest whose squares make up this share of the sum of all squares; 0 = all.
+	Energy float64
+	// Ratio > 1: those larger than the largest divided by it; 0 = all.
+	Ratio float64
+}
+
+// Any reports whether there is a limit.
+func (l Limits) Any() bool { return l.Rank > 0 || l.counts() }
+
+// counts reports whether the values themselves decide how many are kept.
+func (l Limits) counts() bool { return l.Energy > 0 && l.Energy < 1 || l.Ratio > 1 }
+
+// ToLowRank makes a low-rank update of one whose difference does not depend on the base. Without limits,
+// factors are written out exactly, and a dense difference is an error, for it needs one. loss is the share of
+// the squares that is lost, 0 where the conversion is exact. Updates of form Whole come back as they are. The
+// error for updates that depend on the base says so.
+func ToLowRank(u *adapter.Update, limits Limits) (v adapter.Update, loss float64, err error) {
 	switch u.Form() {
 	case adapter.Whole:
 		return *u, 0, nil
@@ -37,24 +51,24 @@ func ToLowRank(u *adapter.Update, rank int, energy float64) (v adapter.Update, l
 		f.Module = u.Module
 		return *u, 0, f.Hinted("merge the adapter into its base, then let extract make an adapter of the difference of the two models")
 	case adapter.Dense:
-		if !limited {
+		if !limits.Any() {
 			f := finding.Errorf("adapter.needs_rank", "", "the %s update of module %q has no exact low-rank form", u.Kind, u.Module)
 			f.Module = u.Module
 			return *u, 0, f.Hinted("choose a rank (--rank 64) or the share of the difference to keep (--energy 0.99)")
 		}
 	}
 	v, factored := u.Factored()
-	if factored && (!limited || rank >= v.Rank && !(energy > 0 && energy < 1)) && u.Form() == adapter.Exactly {
+	if factored && !limits.counts() && (limits.Rank == 0 || limits.Rank >= v.Rank) && u.Form() == adapter.Exactly {
 		if u.Kind != adapter.LowRank {
 			v.Scale = told(v.Scale, v.Rank, "written out")
 		}
 		return v, 0, nil
 	}
-	s, total, err := decompose(u, v, factored, rank, energy)
+	s, total, err := decompose(u, v, factored, limits)
 	if err != nil {
 		return *u, 0, err
 	}
-	k, kept := s.choose(rank, energy, total)
+	k, kept := s.choose(limits, total)
 	v = *u
 	v.Kind, v.A2, v.B2, v.Kron, v.Value, v.Rank = adapter.LowRank, adapter.Factor{}, adapter.Factor{}, [2]adapter.Side{}, adapter.Factor{}, k
 	if shape := u.KernelShape(); shape != nil {
@@ -80,7 +94,7 @@ func told(s adapter.Scale, rank int, how string) adapter.Scale {
 
 // decompose finds as many singular values of an update without its scale as may be needed, and the sum of all
 // their squares.
-func decompose(u *adapter.Update, v adapter.Update, factored bool, rank int, energy float64) (spectrum, float64, error) {
+func decompose(u *adapter.Update, v adapter.Update, factored bool, limits Limits) (spectrum, float64, error) {
 	if factored && v.Rank <= most {
 		a, err := v.A.Load()
 		if err != nil {
@@ -105,13 +119,10 @@ func decompose(u *adapter.Update, v adapter.Update, factored bool, rank int, ene
 		return spectrum{}, 0, err
 	}
 	total := d.energy()
-	k := rank
-	if k <= 0 {
-		k = 32
-	}
+	k := cmp.Or(limits.Rank, 32)
 	for {
 		s := d.leading(k)
-		if n, kept := s.choose(rank, energy, total); rank > 0 || len(s.s) >= min(d.rows, d.cols) || n <= k && kept >= energy*total {
+		if n, _ := s.choose(limits, total); n <= k || len(s.s) >= min(d.rows, d.cols) {
 			return s, total, nil
 		}
 		k *= 2
@@ -178,13 +189,14 @@ func inputs(u *adapter.Update) int64 {
 	return u.A.Cols
 }
 
-// choose is how many values a rank and an energy keep, one at least, and the sum of their squares.
-func (s spectrum) choose(rank int, energy, total float64) (k int, kept float64) {
+// choose is how many values the limits keep, and the sum of their squares.
+func (s spectrum) choose(l Limits, total float64) (k int, kept float64) {
 	for k < len(s.s) {
-		if k > 0 && (rank > 0 && k >= rank || energy > 0 && energy < 1 && kept >= energy*total || s.s[k] == 0) {
+		x := s.s[k]
+		if k > 0 && (l.Rank > 0 && k >= l.Rank || l.Energy > 0 && l.Energy < 1 && kept >= l.Energy*total || l.Ratio > 1 && x*l.Ratio <= s.s[0] || x == 0) {
 			break
 		}
-		kept += float64(s.s[k] * s.s[k])
+		kept += float64(x * x)
 		k++
 	}
 	return k, kept

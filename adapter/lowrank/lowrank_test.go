@@ -91,7 +91,7 @@ func TestExact(t *testing.T) {
 		}(), 5, 4},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, loss, err := ToLowRank(c.u, c.rank, 0)
+			v, loss, err := ToLowRank(c.u, Limits{Rank: c.rank})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -123,7 +123,7 @@ func TestLoss(t *testing.T) {
 		"decaying by energy": {decaying(80, 100), 0, 0.999},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, loss, err := ToLowRank(c.u, c.rank, c.energy)
+			v, loss, err := ToLowRank(c.u, Limits{Rank: c.rank, Energy: c.energy})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -136,7 +136,7 @@ func TestLoss(t *testing.T) {
 			if c.rank > 0 && v.Rank > c.rank {
 				t.Errorf("rank %d", v.Rank)
 			}
-			again, _, err := ToLowRank(c.u, c.rank, c.energy)
+			again, _, err := ToLowRank(c.u, Limits{Rank: c.rank, Energy: c.energy})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -144,6 +144,23 @@ func TestLoss(t *testing.T) {
 				t.Error("another result the second time")
 			}
 		})
+	}
+}
+
+// TestLimits has singular values of 1, 1/2, 1/4, …: a limit keeps as few as it says and not one more, as the
+// scripts of sd-scripts do (ratio 4: 3, norm 0.9: 3).
+func TestLimits(t *testing.T) {
+	for _, c := range []struct {
+		limits Limits
+		want   int
+	}{
+		{Limits{Ratio: 4}, 2}, {Limits{Ratio: 4.1}, 3}, {Limits{Ratio: 1.5}, 1}, {Limits{Energy: 0.9 * 0.9}, 2}, {Limits{Energy: 0.7}, 1},
+		{Limits{Energy: 0.99}, 4}, {Limits{Ratio: 100, Rank: 3}, 3}, {Limits{Ratio: 3, Energy: 0.999}, 2},
+	} {
+		v, _, err := ToLowRank(decaying(80, 100), c.limits)
+		if err != nil || v.Rank != c.want {
+			t.Errorf("%+v: rank %d, want %d (%v)", c.limits, v.Rank, c.want, err)
+		}
 	}
 }
 
@@ -218,12 +235,12 @@ func TestRefused(t *testing.T) {
 		"dense, no limit":                {full(8, 8), 0, "adapter.needs_rank"},
 		"NaN":                            {broken, 2, "adapter.non_finite"},
 	} {
-		if _, _, err := ToLowRank(c.u, c.rank, 0); finding.Of(err) == nil || finding.Of(err).Code != c.code {
+		if _, _, err := ToLowRank(c.u, Limits{Rank: c.rank}); finding.Of(err) == nil || finding.Of(err).Code != c.code {
 			t.Errorf("%s: %v, expected %s", name, err, c.code)
 		}
 	}
 	bias := &adapter.Update{Kind: adapter.Bias, Value: random(1, 1, 4), Scale: adapter.Scale{Value: 3}}
-	if v, loss, err := ToLowRank(bias, 1, 0); err != nil || loss != 0 || v.Kind != adapter.Bias {
+	if v, loss, err := ToLowRank(bias, Limits{Rank: 1}); err != nil || loss != 0 || v.Kind != adapter.Bias {
 		t.Errorf("a bias became %+v, %v", v, err)
 	}
 }
@@ -232,7 +249,7 @@ func TestRefused(t *testing.T) {
 func TestKernel(t *testing.T) {
 	u := full(8, 18)
 	u.Layer, u.Kernel = adapter.Conv, tensor.Shape{3, 3}
-	v, _, err := ToLowRank(u, 4, 0)
+	v, _, err := ToLowRank(u, Limits{Rank: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +262,7 @@ func TestKernel(t *testing.T) {
 func TestConvert(t *testing.T) {
 	a := &adapter.Adapter{Path: "p", Updates: []adapter.Update{*lowRank(1, 20, 30, 4), *full(20, 30), {Kind: adapter.Bias, Value: random(1, 1, 20)}}}
 	a.Updates[1].Target = adapter.Target{Module: "m", Param: "weight"}
-	low, losses, err := Convert(t.Context(), a, Options{Rank: 6, Jobs: 3})
+	low, losses, err := Convert(t.Context(), a, Options{Limits: Limits{Rank: 6}, Jobs: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +273,7 @@ func TestConvert(t *testing.T) {
 		t.Errorf("updates %+v", low.Updates)
 	}
 	a.Updates[1] = adapter.Update{Kind: adapter.IA3, Value: random(1, 1, 4)}
-	if _, _, err := Convert(t.Context(), a, Options{Rank: 6}); finding.Of(err) == nil || finding.Of(err).File != "p" {
+	if _, _, err := Convert(t.Context(), a, Options{Limits: Limits{Rank: 6}}); finding.Of(err) == nil || finding.Of(err).File != "p" {
 		t.Errorf("an update that depends on the base: %v", err)
 	}
 }
@@ -264,7 +281,7 @@ func TestConvert(t *testing.T) {
 func BenchmarkDense(b *testing.B) {
 	u := full(4096, 4096)
 	for b.Loop() {
-		if _, _, err := ToLowRank(u, 64, 0); err != nil {
+		if _, _, err := ToLowRank(u, Limits{Rank: 64}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -273,7 +290,7 @@ func BenchmarkDense(b *testing.B) {
 func BenchmarkFactors(b *testing.B) {
 	u := lowRank(1, 4096, 4096, 64)
 	for b.Loop() {
-		if _, _, err := ToLowRank(u, 32, 0); err != nil {
+		if _, _, err := ToLowRank(u, Limits{Rank: 32}); err != nil {
 			b.Fatal(err)
 		}
 	}

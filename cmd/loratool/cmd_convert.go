@@ -37,7 +37,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "base", Usage: "base model of an adapter, `PATH`: a folder with config.json, a GGUF file, or an ONNX model with LoRA inputs"},
 			&cli.StringFlag{Name: "dtype", Usage: "`TYPE`. Of a model's matrices: auto (the folder's own; default), f32, f16, bf16, q8_0, tq1_0, tq2_0. Of an adapter's factors: f32, f16, bf16, q8_0 (GGUF only); default: f32 for gguf, as they are for peft"},
 			&cli.IntFlag{Name: "rank", Usage: "of an adapter, make every update a product of at most this `RANK`; what is lost is printed"},
-			&cli.Float64Flag{Name: "energy", Usage: "of an adapter, keep the fewest singular values with this `SHARE` of the squares, such as 0.99"},
+			energyFlag(),
 			&cli.BoolFlag{Name: "vocab-only", Usage: "of a model, only metadata and tokenizer"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "split a model into files of at most `SIZE` of tensors"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "leave out what the target cannot hold because the base ties its embeddings"},
@@ -134,11 +134,11 @@ func runConvert(t *terminal, c *cli.Context) error {
 // lowered is the adapter with low-rank updates only, where a rank or energy was asked for, and one finding
 // for every update that lost something.
 func lowered(c *cli.Context, a *adapter.Adapter) (*adapter.Adapter, []finding.Finding, error) {
-	opt, err := rankOptions(c)
-	if err != nil || !opt.Limited() {
+	limits, err := rankLimits(c)
+	if err != nil || !limits.Any() {
 		return a, nil, err
 	}
-	low, losses, err := lowrank.Convert(c.Context, a, opt)
+	low, losses, err := lowrank.Convert(c.Context, a, lowrank.Options{Limits: limits, Jobs: runtime.GOMAXPROCS(0)})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -59,6 +60,9 @@ type terminal struct {
 	hinted    map[string]bool // hints that were given
 	printed   bool            // the JSON document is out
 }
+
+// workers is how many things are done at once.
+func (t *terminal) workers() int { return cmp.Or(t.jobs, runtime.GOMAXPROCS(0)) }
 
 func (t *terminal) configure(c *cli.Context) error {
 	t.json, t.quiet = c.Bool("json"), c.Bool("quiet")
