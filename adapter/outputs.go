@@ -25,6 +25,20 @@ func (u *Update) Outputs() int64 {
 	return u.Value.Rows
 }
 
+// Inputs is the number of columns of an update's matrix, the rest of its dimensions taken together; 0 where
+// its tensors do not say.
+func (u *Update) Inputs() int64 {
+	switch u.Kind {
+	case LoKr:
+		_, c1 := u.Kron[0].Shape()
+		_, c2 := u.Kron[1].Shape()
+		return c1 * c2
+	case Full, Replace, Rows:
+		return u.Value.Cols
+	}
+	return u.A.Cols
+}
+
 // GatherOutputs is the update of the output rows index(i) for i < rows, of a linear layer or a convolution.
 // It is false where those rows cannot be changed on their own: they are turned into one another, or their
 // columns have a common norm.

@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
@@ -146,7 +147,10 @@ func finite(u *adapter.Update, parts ...[]float32) error {
 func difference(u *adapter.Update) (dense, error) {
 	plain := *u
 	plain.Scale = adapter.Scale{Value: 1}
-	rows, cols := u.Outputs(), inputs(u)
+	if u.Layer == adapter.Embedding && u.Kind != adapter.Full {
+		plain.Layer = adapter.Linear // B·A as it is, whose transpose changes the embedding
+	}
+	rows, cols := u.Outputs(), u.Inputs()
 	spec := tensor.Spec{Name: u.Target.String(), DType: tensor.F32, Shape: tensor.Shape{rows, cols}}
 	if rows < 1 || cols < 1 || rows > largest/cols {
 		return dense{}, finding.Errorf("adapter.shape_mismatch", "", "the update of module %q is larger than any matrix", u.Module)
@@ -176,17 +180,14 @@ func difference(u *adapter.Update) (dense, error) {
 	return d, finite(u, d.v)
 }
 
-// inputs is the number of columns of an update's matrix.
-func inputs(u *adapter.Update) int64 {
-	switch u.Kind {
-	case adapter.LoKr:
-		_, c1 := u.Kron[0].Shape()
-		_, c2 := u.Kron[1].Shape()
-		return c1 * c2
-	case adapter.Full:
-		return u.Value.Cols
+// Matrix is the matrix [u.Outputs(), u.Inputs()] of an update that does not depend on the base, without its
+// scale. The caller may change it.
+func Matrix(u *adapter.Update) ([]float32, error) {
+	d, err := difference(u)
+	if u.Kind == adapter.Full {
+		d.v = slices.Clone(d.v)
 	}
-	return u.A.Cols
+	return d.v, err
 }
 
 // choose is how many values the limits keep, and the sum of their squares.

@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"adapter/evidence", "adapter/geometry", "adapter/rotation"},
 	{"adapter/lycoris", "adapter/lowrank"},
 	{"adapter/…"},
-	{"adapter/dialect", "adapter/difference"},
+	{"adapter/dialect", "adapter/difference", "adapter/combination"},
 	{"hf/config"},
 	{"hf/tokenizer"},
 	{"hf/metadata"},
