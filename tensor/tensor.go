@@ -61,3 +61,24 @@ func (t *Tensor) Read() ([]byte, error) {
 	_, err := t.ReadAt(p, 0)
 	return p, err
 }
+
+// ReadElements reads k elements from element at on, both whole blocks of the type, into buf where that is large
+// enough, and returns the bytes.
+func (t *Tensor) ReadElements(buf []byte, at, k int64) ([]byte, error) {
+	off, err := t.DType.Bytes(at)
+	if err != nil {
+		return nil, err
+	}
+	size, err := t.DType.Bytes(k)
+	if err != nil {
+		return nil, err
+	}
+	if size > t.Size-off {
+		return nil, fmt.Errorf("tensor %q: elements %d to %d lie beyond its %d bytes", t.Name, at, at+k, t.Size)
+	}
+	if int64(cap(buf)) < size {
+		buf = make([]byte, size)
+	}
+	_, err = t.ReadAt(buf[:size], off)
+	return buf[:size], err
+}

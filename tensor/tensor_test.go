@@ -98,3 +98,25 @@ func TestReadAt(t *testing.T) {
 		t.Errorf("a truncated file reads as %v", err)
 	}
 }
+
+// TestReadElements reads whole elements and blocks, into the buffer that is given where it is large enough, and
+// allocates nothing for elements that are not there.
+func TestReadElements(t *testing.T) {
+	x := Tensor{Spec: Spec{Name: "x", DType: F16, Shape: Shape{4}}, Src: bytes.NewReader([]byte("0123456789")), Off: 1, Size: 8}
+	buf := make([]byte, 6)
+	if b, err := x.ReadElements(buf, 1, 2); err != nil || string(b) != "3456" || &b[0] != &buf[0] {
+		t.Errorf("%q, %v", b, err)
+	}
+	if b, err := x.ReadElements(buf, 0, 4); err != nil || string(b) != "12345678" {
+		t.Errorf("%q, %v", b, err)
+	}
+	for _, k := range []int64{5, 1 << 40} {
+		if _, err := x.ReadElements(nil, 0, k); err == nil {
+			t.Errorf("%d elements were read of 4", k)
+		}
+	}
+	x.DType = Q8_0
+	if _, err := x.ReadElements(nil, 16, 16); err == nil {
+		t.Error("half a block was read")
+	}
+}

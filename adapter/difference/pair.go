@@ -31,10 +31,10 @@ func (p *pair) differ() (bool, error) {
 	}
 	for at := int64(0); at < n; at += chunk {
 		k := min(chunk, n-at)
-		if b, err = section(&p.base, b, at, k); err != nil {
+		if b, err = p.base.ReadElements(b, at, k); err != nil {
 			return false, err
 		}
-		if t, err = section(&p.tuned, t, at, k); err != nil {
+		if t, err = p.tuned.ReadElements(t, at, k); err != nil {
 			return false, err
 		}
 		if !same {
@@ -50,24 +50,6 @@ func (p *pair) differ() (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// section reads k elements of a tensor from element at on; buf is used again where it is large enough.
-func section(t *tensor.Tensor, buf []byte, at, k int64) ([]byte, error) {
-	off, err := t.DType.Bytes(at)
-	if err != nil {
-		return nil, err
-	}
-	size, err := t.DType.Bytes(k)
-	if err != nil {
-		return nil, err
-	}
-	if int64(cap(buf)) < size {
-		buf = make([]byte, size)
-	}
-	buf = buf[:size]
-	_, err = t.ReadAt(buf, off)
-	return buf, err
 }
 
 // difference is tuned − base as [rows, the rest], a vector as [1, n], each element rounded once.
@@ -104,7 +86,7 @@ func eachChunk(t *tensor.Tensor, v []float32, do func(to, x []float32)) error {
 	for at := 0; at < len(v); at += chunk {
 		k := min(chunk, len(v)-at)
 		var err error
-		if b, err = section(t, b, int64(at), int64(k)); err != nil {
+		if b, err = t.ReadElements(b, int64(at), int64(k)); err != nil {
 			return err
 		}
 		c.Decode(x[:k], b)

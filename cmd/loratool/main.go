@@ -84,7 +84,7 @@ func newApp(t *terminal) *cli.App {
 		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) },
 		ExitErrHandler: func(*cli.Context, error) {},
 		Commands: []*cli.Command{
-			inspectCommand(t), mergeCommand(t), convertCommand(t), extractCommand(t), resizeCommand(t), combineCommand(t), quantizeCommand(t), splitCommand(t), joinCommand(t), injectCommand(t), verifyCommand(t), runtimeCommand(t),
+			inspectCommand(t), mergeCommand(t), convertCommand(t), extractCommand(t), resizeCommand(t), combineCommand(t), quantizeCommand(t), splitCommand(t), joinCommand(t), injectCommand(t), verifyCommand(t), diffCommand(t), runtimeCommand(t),
 			completionCommand(t), versionCommand(t),
 		},
 	}
