@@ -106,6 +106,12 @@ func (t Target) plainFloats(a *adapter.Adapter, title string) error {
 	return nil
 }
 
+// beside puts a configuration beside the one file of a layout.
+func beside(l *layout.Layout, configName string, config []byte) *layout.Layout {
+	l.Files = append(l.Files, safetensors.NewFile(configName, config))
+	return l
+}
+
 // folder lays weights and a configuration out as a folder.
 func (t Target) folder(stem, configName string, config []byte, weights []adapter.Weight) (*Output, error) {
 	l, err := safetensors.NewLayout(specsOf(weights), safetensors.Output{

@@ -3,6 +3,7 @@ package dialect
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
@@ -20,6 +21,7 @@ import (
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/formats/ortadapter"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/formats/torch"
 )
 
 func encodePEFT(a *adapter.Adapter, t Target) (*Output, error) {
@@ -84,7 +86,23 @@ func encodeTorchtune(a *adapter.Adapter, t Target) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.folder("adapter_model", torchtune.ConfigName, f.Config, f.Weights)
+	var l *layout.Layout
+	switch ending := strings.ToLower(filepath.Ext(t.Name)); ending {
+	case ".safetensors":
+		l, err = safetensors.NewLayout(specsOf(f.Weights), safetensors.Output{Metadata: [][2]string{{"format", "pt"}}}, layout.Options{Name: t.Name})
+	default:
+		name := t.Name
+		if !slices.Contains([]string{".pt", ".pth", ".bin", ".ckpt"}, ending) {
+			name = torchtune.WeightsName
+		}
+		if l, err = torch.Layout(specsOf(f.Weights), layout.Options{Name: name}); err == nil {
+			l.Dir = name != t.Name
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Output{Layout: beside(l, torchtune.ConfigName, f.Config), Weights: f.Weights}, nil
 }
 
 func encodeOpenVINO(a *adapter.Adapter, t Target) (*Output, error) {

@@ -34,9 +34,9 @@ type Subject struct {
 }
 
 // weightNames are the names under which libraries save adapters, in the order of preference: PEFT, MLX,
-// diffusers, TensorRT-LLM.
+// diffusers, TensorRT-LLM, torchtune (which saves a copy for PEFT beside its own).
 var weightNames = []string{"adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors",
-	"pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "model.lora_weights.npy"}
+	"pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "model.lora_weights.npy", "adapter_model.pt"}
 
 // modelNames are whole models, which are not looked into.
 var modelNames = []string{"model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"}

@@ -13,10 +13,13 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
-// Files are the contents of a folder with a torchtune adapter.
+// WeightsName is the file that torchtune saves an adapter's factors in, and looks for when it goes on.
+const WeightsName = "adapter_model.pt"
+
+// Files are a torchtune adapter.
 type Files struct {
-	Config  []byte           // adapter_config.json
-	Weights []adapter.Weight // adapter_model.safetensors, by name
+	Config  []byte           // adapter_config.json, whose target_modules torchtune writes in Hugging Face's names
+	Weights []adapter.Weight // by name
 }
 
 // Encode lays an adapter in Hugging Face names out in torchtune's names and row order. torchtune has one
@@ -126,6 +129,6 @@ func (e *encoder) update(u adapter.Update) error {
 	if u.Kind == adapter.DoRA {
 		e.add(module+".magnitude", tensor.Shape{u.Magnitude.Cols}, u.Magnitude)
 	}
-	e.targets = append(e.targets, module[strings.LastIndexByte(module, '.')+1:])
+	e.targets = append(e.targets, u.Module[strings.LastIndexByte(u.Module, '.')+1:])
 	return nil
 }

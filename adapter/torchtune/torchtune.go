@@ -1,6 +1,7 @@
 // Package torchtune reads and writes the adapters of torchtune in its own names: a .pt or .safetensors
 // file of layers.N.attn.q_proj.lora_a.weight and the like, with adapter_config.json beside it for the
-// alpha.
+// alpha. It is written as a folder or file of the kind that torch.save makes, which torchtune loads, or as a
+// .safetensors file.
 //
 // For models whose attention torchtune computes with interleaved rotary embeddings (Llama, Mistral,
 // Gemma), the rows of q_proj and k_proj alternate between the two halves that Hugging Face keeps apart,

@@ -124,9 +124,9 @@ func TestEncode(t *testing.T) {
   "peft_type": "LORA",
   "r": 2,
   "target_modules": [
-    "output",
-    "q_proj",
-    "w2"
+    "down_proj",
+    "lm_head",
+    "q_proj"
   ],
   "use_dora": false
 }`

@@ -48,6 +48,10 @@ type Place struct {
 	// Swap, where not nil, turns a run of whole elements (or blocks) in place to the byte order of the
 	// file just before it is written.
 	Swap func([]byte)
+	// Seen, where not nil, is told every run that has been written, as it is in the file, and where in the
+	// place it lies: for formats that keep checksums. Runs come in any order and from several goroutines.
+	// Spans whose bytes depend on it are read when all items are written, by Commit or WriteSpans.
+	Seen func(p []byte, off int64)
 }
 
 // Options are the choices an output's layout depends on, beside its tensors.

@@ -251,6 +251,9 @@ func (w *Writer) WriteAt(item int, p []byte, off int64) error {
 	if _, err := f.h.WriteAt(p, place.Off+off); err != nil {
 		return failed(f.name, fmt.Sprintf("write %d bytes at %d", len(p), place.Off+off), err)
 	}
+	if place.Seen != nil {
+		place.Seen(p, off)
+	}
 	w.done[item].add(off, off+int64(len(p)))
 	return nil
 }
@@ -259,8 +262,8 @@ func (w *Writer) WriteAt(item int, p []byte, off int64) error {
 // a prompt cancellation.
 const spanPiece = 4 << 20
 
-// WriteSpans copies the spans of every file. It may run beside WriteAt, does nothing the second
-// time, and stops between two pieces when ctx is cancelled. Commit calls it if nobody else did.
+// WriteSpans copies the spans of every file. It may run beside WriteAt (unless a place's Seen fills spans),
+// does nothing the second time, and stops between two pieces when ctx is cancelled. Commit calls it if nobody else did.
 func (w *Writer) WriteSpans(ctx context.Context) error {
 	w.mu.RLock()
 	defer w.mu.RUnlock()

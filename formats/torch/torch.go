@@ -1,5 +1,5 @@
 // Package torch reads PyTorch checkpoints (.bin, .pt, .pth): zip archives, and the older files that
-// are five pickles in a row. Pickles are programs; this package reads them with an interpreter that
+// are five pickles in a row; it writes archives. Pickles are programs; this package reads them with an interpreter that
 // runs nothing and knows only what a state dict of dense tensors needs. Everything else is refused
 // where it is named.
 package torch
