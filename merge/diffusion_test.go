@@ -16,6 +16,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/tensor"
 )
 
 // A matrix is a float32 tensor of a test's file.
@@ -73,6 +74,13 @@ func saveTensors(t *testing.T, path string, tensors ...matrix) {
 // baked merges an adapter file into a base and reads the result.
 func baked(t *testing.T, base, lora string) (map[string][]float32, error) {
 	t.Helper()
+	got, _, err := bakedAs(t, base, lora, tensor.Invalid)
+	return got, err
+}
+
+// bakedAs is baked with a type for the output, and says how each tensor is stored.
+func bakedAs(t *testing.T, base, lora string, dtype tensor.DType) (map[string][]float32, map[string]tensor.DType, error) {
+	t.Helper()
 	m, err := formats.Open(base)
 	if err != nil {
 		t.Fatal(err)
@@ -83,9 +91,9 @@ func baked(t *testing.T, base, lora string) (map[string][]float32, error) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	p, err := NewPlan(m, []Input{{Adapter: a, Scale: 1}}, Options{Resolve: Resolvers(m)})
+	p, err := NewPlan(m, []Input{{Adapter: a, Scale: 1}}, Options{Resolve: Resolvers(m), DType: dtype})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out := filepath.Join(t.TempDir(), "merged")
 	if !formats.IsFolder(base) {
@@ -101,7 +109,7 @@ func baked(t *testing.T, base, lora string) (map[string][]float32, error) {
 	}
 	defer w.Abort()
 	if _, err := Run(context.Background(), p, l, w, RunOptions{}); err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
 	if err := w.Commit(); err != nil {
 		t.Fatal(err)
@@ -111,13 +119,14 @@ func baked(t *testing.T, base, lora string) (map[string][]float32, error) {
 		t.Fatal(err)
 	}
 	defer merged.Close()
-	got := map[string][]float32{}
+	got, types := map[string][]float32{}, map[string]tensor.DType{}
 	for _, x := range merged.Tensors() {
 		if got[x.Name], err = adapter.ReadFloats(&x); err != nil {
 			t.Fatal(err)
 		}
+		types[x.Name] = x.DType
 	}
-	return got, nil
+	return got, types, nil
 }
 
 // plus is a matrix with s·B·A added to it; other stands for the rows' order in the factors.

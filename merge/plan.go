@@ -37,7 +37,7 @@ type Options struct {
 	Resolve func(*adapter.Adapter) (naming.Resolver, error)
 	// DType converts every float tensor, and every quantized tensor that is updated, to this type.
 	// Invalid keeps each tensor's own type. GGUF vectors stay as they are, since llama.cpp needs them
-	// in float32.
+	// in float32, and so does what staysWide names where the type has 8 bits.
 	DType tensor.DType
 	// TypeOf, where set, is the type of every tensor that no recipe chooses; it overrides DType, and the base's
 	// metadata fits it.

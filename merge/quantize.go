@@ -114,8 +114,8 @@ func (p *planner) byRecipe(m LlamaModel, q *Quantization) ([]recipe.Choice, erro
 	return plan.Choices, nil
 }
 
-// byType gives a model of another format the recipe's one type: all floats where it has 16 bits or more, all
-// but vectors where it has fewer.
+// byType gives a model of another format the recipe's one type: all floats where it has 16 bits or more, those
+// that do not stay wide where it has 8. A type that a tensor is given by its name counts before that.
 func (p *planner) byType(q *Quantization) ([]recipe.Choice, error) {
 	switch opt := q.Options; {
 	case !q.Recipe.Plain() || p.base.Format() != "safetensors":
@@ -129,8 +129,10 @@ func (p *planner) byType(q *Quantization) ([]recipe.Choice, error) {
 	for i := range choices {
 		o := &p.plan.Tensors[i]
 		t := tensor.DType(o.SourceType)
-		if t.IsFloat() && (len(o.Shape) > 1 || q.Recipe.Base().BlockBytes() > 1) {
-			t = q.Recipe.Base()
+		if t.IsFloat() {
+			if to := q.Recipe.Base(); !isFloat8(to) || !staysWide(o.Name, o.Shape) {
+				t = to
+			}
 			for _, x := range q.Options.TensorTypes {
 				if x.Pattern.MatchString(o.Name) {
 					t = x.Type

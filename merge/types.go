@@ -41,13 +41,18 @@ func (p *planner) chooseType(out *Output) {
 	case p.opt.Quantize != nil: // chosen already
 	case p.opt.TypeOf != nil:
 		out.Type = typeName(p.opt.TypeOf(out.Spec()))
-	case p.opt.DType == tensor.Invalid, p.base.Format() == "gguf" && len(out.Shape) < 2:
+	case p.opt.DType == tensor.Invalid, p.base.Format() == "gguf" && len(out.Shape) < 2, isFloat8(p.opt.DType) && staysWide(out.Name, out.Shape):
 	case source.IsFloat(), source.IsBlock() && updated:
 		out.Type = typeName(p.opt.DType)
 	}
 	if p.base.Format() == "onnx" && out.Type != out.SourceType {
 		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "an ONNX graph computes in the types its weights have, so none is changed").
 			In(out.Name).Expected(tensor.DType(out.Type), source).Hinted("leave --dtype out"))
+		return
+	}
+	if p.base.Format() == "gguf" && isFloat8(tensor.DType(out.Type)) {
+		p.fail(finding.Errorf("merge.unsupported_type", p.base.Path(), "GGUF has no type %s", tensor.DType(out.Type)).In(out.Name).
+			Hinted("--quantize Q8_0 stores 8 bits a weight"))
 		return
 	}
 	if tensor.DType(out.Type) == out.source.DType && len(out.ops) == 0 {

@@ -150,8 +150,8 @@ func (d DType) Bytes(n int64) (int64, error) {
 	return int64(lo), nil
 }
 
-// ParseDType finds a type by name, without regard to case. "fp32", "float16" and the like are
-// accepted beside the names String returns.
+// ParseDType finds a type by name, without regard to case. "fp32", "float16", "float8_e4m3fn" and the like are
+// accepted beside the names String returns; "fp8" is E4M3, which diffusion programs mean by it.
 func ParseDType(s string) (DType, bool) {
 	d, ok := dtypeByName[normalise(s)]
 	return d, ok
@@ -161,6 +161,8 @@ var dtypeByName = func() map[string]DType {
 	m := map[string]DType{
 		"FLOAT": F32, "FLOAT32": F32, "FP32": F32, "HALF": F16, "FLOAT16": F16, "FP16": F16, "BFLOAT16": BF16,
 		"DOUBLE": F64, "FLOAT64": F64, "FP64": F64, "INT8": I8, "INT16": I16, "INT32": I32, "INT64": I64,
+		"FP8": F8E4M3, "F8": F8E4M3, "FLOAT8_E4M3FN": F8E4M3, "F8_E4M3FN": F8E4M3, "FP8_E4M3": F8E4M3, "FP8_E4M3FN": F8E4M3,
+		"FLOAT8_E5M2": F8E5M2, "FP8_E5M2": F8E5M2,
 		"UINT8": U8, "UINT16": U16, "UINT32": U32, "UINT64": U64, "INT4": I4, "UINT4": U4, "INT2": I2, "UINT2": U2,
 	}
 	for d := Bool; d < numDTypes; d++ {

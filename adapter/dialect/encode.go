@@ -98,9 +98,11 @@ func specsOf(weights []adapter.Weight) []tensor.Spec {
 	return specs
 }
 
-// plainFloats refuses block types, which only GGUF holds.
+// plainFloats refuses block types, which only GGUF holds, and others that no program reads factors in.
 func (t Target) plainFloats(a *adapter.Adapter, title string) error {
-	if t.DType.IsBlock() {
+	switch t.DType {
+	case tensor.Invalid, tensor.F32, tensor.F16, tensor.BF16, tensor.F64:
+	default:
 		return finding.Errorf("convert.bad_dtype", a.Path, "%s holds plain floats", title).Expected(t.DType, "f32, f16 or bf16")
 	}
 	return nil

@@ -32,7 +32,8 @@ func mergeCommand(t *terminal) *cli.Command {
 			adapterFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`: a file, or a folder when BASE is one"},
 			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own, or gguf for a folder and an OUTPUT that ends in .gguf)"},
-			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16"},
+			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16, f8_e4m3 (or fp8), f8_e5m2. " +
+				"8 bits are for safetensors: a plain cast, in which vectors, position embeddings and the VAE keep their type and an overflow is an error"},
 			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M)"},
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: requantUsage},
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
@@ -434,9 +435,10 @@ func parseDType(s string) (tensor.DType, error) {
 	switch strings.ToLower(s) {
 	case "keep", "":
 		return tensor.Invalid, nil
-	case "f32", "f16", "bf16":
-		d, _ := tensor.ParseDType(s)
+	}
+	switch d, _ := tensor.ParseDType(s); d {
+	case tensor.F32, tensor.F16, tensor.BF16, tensor.F8E4M3, tensor.F8E5M2:
 		return d, nil
 	}
-	return tensor.Invalid, usagef("--dtype %q: keep, f32, f16 or bf16", s)
+	return tensor.Invalid, usagef("--dtype %q: keep, f32, f16, bf16, f8_e4m3 (or fp8) or f8_e5m2", s)
 }

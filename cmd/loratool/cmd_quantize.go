@@ -22,7 +22,7 @@ func quantizeCommand(t *terminal) *cli.Command {
 		Name:      "quantize",
 		Usage:     "store a model's weights in smaller types",
 		ArgsUsage: "IN",
-		Description: "GGUF to GGUF, byte for byte what llama.cpp's tool writes; safetensors to safetensors for F32, F16, BF16, F8_E4M3 and F8_E5M2; a model folder to GGUF where OUTPUT ends in .gguf. " +
+		Description: "GGUF to GGUF, byte for byte what llama.cpp's tool writes; safetensors to safetensors for F32, F16, BF16, F8_E4M3 and F8_E5M2 (8 bits: a plain cast of all but vectors, position embeddings and the VAE); a model folder to GGUF where OUTPUT ends in .gguf. " +
 			"RECIPE is a type (Q8_0) or a mixture (Q4_K_M), in any case.\n\n" +
 			"Exit status: 0 done, 2 could not complete, 4 usage, 130 interrupted.",
 		Flags: slices.Concat([]cli.Flag{
