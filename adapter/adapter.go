@@ -26,7 +26,11 @@ type Adapter struct {
 	Findings  []finding.Finding // odd but usable things found while decoding
 	// NoMerge, where not nil, says why the adapter can be inspected and converted but never merged.
 	NoMerge *finding.Finding
-	closer  func() error
+	// Doubt, where not nil, is an error: what the adapter says twice and differently, so that its readers disagree
+	// about its effect. Checks and merges go by the dialect's own library, with a warning of the same code; no
+	// other adapter is made from it.
+	Doubt  *finding.Finding
+	closer func() error
 }
 
 // InvocationTokens is the Metadata key of an activated LoRA's invocation tokens: decimal token ids,

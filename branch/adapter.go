@@ -68,6 +68,8 @@ func (p *Plan) place(in merge.Input, pieces [][]piece) error {
 	switch {
 	case a.NoMerge != nil:
 		return a.NoMerge
+	case a.Doubt != nil:
+		return a.Doubt
 	case a.Space == naming.GGUF:
 		return finding.Errorf("adapter.wrong_ecosystem", a.Path, "a GGUF adapter has llama.cpp's names and row order").
 			Hinted("convert it with --to peft first")

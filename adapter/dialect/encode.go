@@ -36,12 +36,15 @@ type Output struct {
 
 // Encode lays an adapter out in the dialect of a name, such that ΔW stays the same. An adapter in the
 // names of GGUF is first brought back to those of Hugging Face, for which the base must be known. What
-// the dialect cannot hold is refused. No weight is read; the adapter must stay open while the output's
+// the dialect cannot hold is refused, and so is an adapter in doubt. No weight is read; the adapter must stay open while the output's
 // are loaded.
 func Encode(a *adapter.Adapter, to string, t Target) (*Output, error) {
 	d := find(to)
 	if d == nil || d.Encode == nil {
 		return nil, finding.Errorf("convert.unknown_target", a.Path, "adapters are not written as %q", to).Expected(to, strings.Join(Written(), ", "))
+	}
+	if a.Doubt != nil {
+		return nil, a.Doubt
 	}
 	if a.Space == naming.GGUF {
 		g, err := t.geometry(a)

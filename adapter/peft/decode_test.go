@@ -235,6 +235,41 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// TestAlphaTwice checks alpha tensors beside a configuration: the first element of the test's tensors is 1.
+func TestAlphaTwice(t *testing.T) {
+	for _, c := range []struct {
+		cfg      string
+		rank     int64
+		conflict bool
+	}{
+		{`, "r": 2, "lora_alpha": 1`, 2, false}, // the same number
+		{`, "r": 4, "lora_alpha": 1, "use_rslora": true`, 4, false},
+		{`, "r": 4, "lora_alpha": 0.5, "use_rslora": true`, 4, false}, // the same scale
+		{`, "r": 2, "lora_alpha": 8, "alpha_pattern": {"m": 1}`, 2, false},
+		{`, "r": 8, "lora_alpha": 1, "rank_pattern": {"m": 2}`, 2, false},
+		{`, "r": 2, "lora_alpha": 4`, 2, true},
+		{`, "r": 2, "lora_alpha": 1, "alpha_pattern": {"m": 4}`, 2, true},
+		{`, "r": 4, "lora_alpha": 2, "use_rslora": true`, 4, true},
+		{`, "r": 8, "lora_alpha": -1, "rank_pattern": {"m": 2}`, 2, true},
+	} {
+		cfg, rank, conflict := c.cfg, c.rank, c.conflict
+		a, err := decode(cfg, Options{}, append(pairOf("m", rank), f32("base_model.model.m.alpha", 1))...)
+		if err != nil {
+			t.Errorf("%s: %v", cfg, err)
+			continue
+		}
+		warned := slices.ContainsFunc(a.Findings, func(f finding.Finding) bool {
+			return f.Code == "adapter.alpha_conflict" && f.Level == finding.Warning
+		})
+		if warned != conflict || (a.Doubt != nil) != conflict {
+			t.Errorf("%s: warned %v, doubt %v", cfg, warned, a.Doubt)
+		}
+		if conflict && (a.Doubt.Code != "adapter.alpha_conflict" || a.Doubt.Level != finding.Error || a.Doubt.Hint == "") {
+			t.Errorf("%s: doubt %+v", cfg, a.Doubt)
+		}
+	}
+}
+
 // TestAttention checks the names and the doubled scale of nn.MultiheadAttention.
 func TestAttention(t *testing.T) {
 	ts := []tensor.Tensor{f32("mha.lora_A.weight", 2, 4), f32("mha.lora_B.weight", 12, 2), f32("mha.base_layer.out_proj.lora_A.weight", 2, 4), f32("mha.base_layer.out_proj.lora_B.weight", 4, 2)}

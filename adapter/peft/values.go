@@ -2,6 +2,7 @@ package peft
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -117,7 +118,12 @@ func (d *decoder) classifier(m string) bool {
 	return (m == "classifier" || m == "score") && (d.taskType == "SEQ_CLS" || d.taskType == "TOKEN_CLS")
 }
 
-// checkAlphas compares stray .alpha tensors, which PEFT does not read, with the configuration.
+// checkAlphas compares .alpha tensors with the configuration. PEFT reads the configuration alone, and readers of
+// kohya's files, OpenVINO GenAI among them, read the tensors alone. Where the two give a module different scales,
+// checks and merges warn and go by PEFT, whose folder it is; a conversion, which hands one of the numbers on to
+// readers of either kind, is an error.
+// An alpha agrees that is the configuration's number, or that gives the same scale by the rank (as the alphas
+// of rsLoRA do that LyCORIS and this program's OpenVINO files have).
 func (d *decoder) checkAlphas(a *adapter.Adapter) error {
 	for _, v := range d.alphas {
 		if n, err := v.t.Shape.Elements(); err != nil || n != 1 || !v.t.DType.IsFloat() {
@@ -133,10 +139,19 @@ func (d *decoder) checkAlphas(a *adapter.Adapter) error {
 		if err != nil {
 			return err
 		}
-		if u := a.Updates[i]; float64(x[0]) != u.Scale.Alpha {
-			d.findings = append(d.findings, *finding.Warnf("adapter.alpha_conflict", d.file, "the file's alpha differs from the configuration's, which is used").
-				In(v.t.Name).Expected(strconv.FormatFloat(float64(x[0]), 'g', -1, 32), u.Scale.Source))
+		u := a.Updates[i]
+		alpha := float64(x[0])
+		if alpha == u.Scale.Alpha || math.Abs(alpha/float64(u.Rank)-u.Scale.Value) <= 1e-6*math.Abs(u.Scale.Value) {
+			continue
 		}
+		f := finding.Errorf("adapter.alpha_conflict", d.file, "the file's alpha differs from the configuration's, and PEFT reads one, other programs the other").
+			In(v.t.Name).Expected(strconv.FormatFloat(alpha, 'g', -1, 32), u.Scale.Source).Hinted("remove the alpha tensors, or correct lora_alpha or alpha_pattern")
+		if a.Doubt == nil {
+			a.Doubt = f
+		}
+		warning := *f
+		warning.Level = finding.Warning
+		d.findings = append(d.findings, warning)
 	}
 	return nil
 }
