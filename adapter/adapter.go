@@ -23,6 +23,7 @@ type Adapter struct {
 	Arch      string            // the base's architecture where the dialect states it (GGUF), else ""
 	Updates   []Update          // in file order
 	Metadata  [][2]string       // what the dialect says beside the updates, in order
+	Stated    Scale             // what a configuration says of all modules, patterns aside; zero where there is none
 	Findings  []finding.Finding // odd but usable things found while decoding
 	// NoMerge, where not nil, says why the adapter can be inspected and converted but never merged.
 	NoMerge *finding.Finding

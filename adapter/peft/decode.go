@@ -10,6 +10,7 @@ package peft
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -68,6 +69,7 @@ func Decode(path, configFile string, cfg []byte, weightFile string, tensors []te
 	// A module's base parameter is replaced before anything is added to it.
 	slices.SortStableFunc(a.Updates, func(x, y adapter.Update) int { return cmp.Compare(phase(x.Kind), phase(y.Kind)) })
 	a.Metadata = c.metadata()
+	a.Stated = c.scale()
 	a.Findings = c.findings
 	if len(c.alora) > 0 {
 		a.NoMerge = finding.Errorf("adapter.unsupported_feature", configFile, "aLoRA acts only after its invocation tokens, so no fixed weight equals it").
@@ -84,6 +86,18 @@ func phase(k adapter.Kind) int {
 		return 1
 	}
 	return 2
+}
+
+// scale is the one that lora_alpha and r give.
+func (c *config) scale() adapter.Scale {
+	if c.rank == 0 || c.tuner != nil {
+		return adapter.Scale{}
+	}
+	s := adapter.Scale{Value: c.alpha / float64(c.rank), Alpha: c.alpha, Rank: int(c.rank), Source: fmt.Sprintf("lora_alpha %s / r %d", c.alphaText, c.rank)}
+	if c.rslora {
+		s.Value, s.Source = c.alpha/math.Sqrt(float64(c.rank)), fmt.Sprintf("lora_alpha %s / sqrt(r %d), use_rslora", c.alphaText, c.rank)
+	}
+	return s
 }
 
 func (c *config) metadata() [][2]string {

@@ -273,6 +273,12 @@ func Encode(a *adapter.Adapter, dtype tensor.DType) (*Files, error) {
 	return f, nil
 }
 
+// Knows reports whether the runtime has a module for the path of one in Hugging Face's names.
+func Knows(path string) bool {
+	m := layerPath.FindStringSubmatch(path)
+	return m != nil && slices.ContainsFunc(modules, func(x module) bool { return x.path == m[2] })
+}
+
 func known() string {
 	var out []string
 	for _, m := range modules {

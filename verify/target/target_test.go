@@ -48,7 +48,17 @@ func TestFindings(t *testing.T) {
 		{"token rows", append(all, with(func(u *adapter.Update) { u.Kind = adapter.Rows })), map[string]string{"vllm": "target.token_rows error "}},
 		{"bias", append(all, with(func(u *adapter.Update) { u.Kind, u.Param = adapter.Bias, "bias" })), map[string]string{"llama.cpp": "target.bias error "}},
 		{"embedding", []adapter.Update{with(func(u *adapter.Update) { u.Layer, u.Module = adapter.Embedding, "model.embed_tokens" })}, map[string]string{"ort": "target.embedding error ", "vllm": ""}},
-		{"norm", append(all, with(func(u *adapter.Update) { u.Kind, u.Module = adapter.Replace, "model.norm" })), map[string]string{"llama.cpp": "", "vllm": "target.saved_modules error "}},
+		{"norm", append(all, with(func(u *adapter.Update) { u.Kind, u.Module = adapter.Replace, "model.norm" })), map[string]string{"llama.cpp": "target.norms warning ", "vllm": "target.saved_modules error "}},
+		{"DoRA of an embedding", []adapter.Update{with(func(u *adapter.Update) { u.Kind, u.Layer = adapter.DoRA, adapter.Embedding })}, map[string]string{"mlx": "target.dora error ", "vllm": "target.dora error "}},
+		{"output layer", append(all, with(func(u *adapter.Update) { u.Module = "lm_head" })), map[string]string{"trtllm": "target.module error ", "vllm": "", "sglang": "", "lorax": "", "mlx": "", "llama.cpp": "", "ort": ""}},
+		{"packed projections", []adapter.Update{low("self_attn.qkv_proj", 8, 2), low("mlp.gate_up_proj", 8, 2)}, map[string]string{"vllm": "", "sglang": "", "trtllm": ""}},
+		{"gate without up", []adapter.Update{low("mlp.gate_proj", 8, 2)}, map[string]string{"sglang": "target.incomplete_group error ", "vllm": "", "trtllm": ""}},
+		{"stacked experts", []adapter.Update{with(func(u *adapter.Update) { u.Module, u.Param, u.Experts = "model.layers.0.mlp.experts", "down_proj", 4 })},
+			map[string]string{"vllm": "", "sglang": "target.experts error ", "lorax": "target.experts error ", "trtllm": "target.experts error ", "ort": "target.experts error ", "openvino": "target.experts error ", "llama.cpp": "", "mlx": ""}},
+		{"convolution", []adapter.Update{with(func(u *adapter.Update) { u.Layer = adapter.Conv })}, map[string]string{"vllm": "target.convolution error ", "mlx": "target.convolution error ", "ort": "target.convolution error "}},
+		{"rank 1", []adapter.Update{low("self_attn.o_proj", 1, 1)}, map[string]string{"vllm": "", "lorax": "", "trtllm": ""}},
+		{"rank 512", []adapter.Update{low("self_attn.o_proj", 512, 1)}, map[string]string{"vllm": "target.rank warning ", "lorax": "target.rank error "}},
+		{"rank 513", []adapter.Update{low("self_attn.o_proj", 513, 1)}, map[string]string{"vllm": "target.rank error "}},
 		{"q without k and v", all[:1], map[string]string{"sglang": "target.incomplete_group error ", "trtllm": "target.incomplete_group warning ", "vllm": ""}},
 		{"another algorithm", []adapter.Update{with(func(u *adapter.Update) { u.Kind = "loha" })}, map[string]string{"vllm": "target.kind error "}},
 	} {
@@ -57,8 +67,8 @@ func TestFindings(t *testing.T) {
 			got := ""
 			for _, f := range Find(name).Check(a) {
 				got += fmt.Sprintf("%s %s ", f.Code, f.Level)
-				if f.Hint == "" {
-					t.Errorf("%s for %s: no hint", c.name, name)
+				if f.Hint == "" || f.Module == "" {
+					t.Errorf("%s for %s: no hint or module: %+v", c.name, name, f)
 				}
 			}
 			if got != want {
@@ -68,11 +78,59 @@ func TestFindings(t *testing.T) {
 	}
 }
 
+// TestRankSteps checks that the advice for vLLM names a value that its option may have.
+func TestRankSteps(t *testing.T) {
+	for rank, want := range map[int64]string{17: "32", 32: "32", 65: "128", 300: "320", 321: "512"} {
+		a := &adapter.Adapter{Space: naming.HF, Updates: []adapter.Update{low("self_attn.o_proj", rank, 1)}}
+		if f := Find("vllm").Check(a); len(f) != 1 || f[0].Hint != "start it with --max-lora-rank "+want {
+			t.Errorf("rank %d: %+v", rank, f)
+		}
+	}
+}
+
+// TestActivated checks that only a program that knows invocation tokens gets an activated LoRA.
+func TestActivated(t *testing.T) {
+	a := &adapter.Adapter{Space: naming.HF, Updates: []adapter.Update{low("self_attn.o_proj", 8, 2)}, Metadata: [][2]string{{adapter.InvocationTokens, "1,2"}}}
+	for _, name := range Names() {
+		f := Find(name).Check(a)
+		if name == "llama.cpp" && len(f) != 0 || name != "llama.cpp" && (len(f) != 1 || f[0].Code != "target.activation" || f[0].Level != finding.Error) {
+			t.Errorf("%s: got %+v", name, f)
+		}
+	}
+}
+
+// TestLoads checks what a program makes of files as they are.
 func TestLoads(t *testing.T) {
-	a := &adapter.Adapter{Space: naming.HF, Dialect: "peft", Updates: []adapter.Update{low("self_attn.o_proj", 8, 2), low("mlp.down_proj", 4, 4)}}
-	for name, want := range map[string]string{"vllm": "target.scale", "llama.cpp": "target.dialect", "openvino": "target.dialect"} {
-		if f := Find(name).Loads(a); len(f) != 1 || f[0].Code != want || f[0].Level != finding.Error {
-			t.Errorf("%s: got %v, expected %s", name, f, want)
+	named := func(u adapter.Update, names ...string) adapter.Update {
+		u.Tensors = names
+		return u
+	}
+	const q = "model.layers.0.self_attn.q_proj"
+	root := low("self_attn.o_proj", 16, 4) // lora_alpha 16 / sqrt(16)
+	for _, c := range []struct {
+		name    string
+		stated  adapter.Scale
+		updates []adapter.Update
+		want    map[string]string
+	}{
+		{"patterns", adapter.Scale{}, []adapter.Update{low("self_attn.o_proj", 8, 2), low("mlp.down_proj", 4, 4)},
+			map[string]string{"vllm": "target.scale", "sglang": "target.scale", "lorax": "target.scale", "llama.cpp": "target.dialect", "openvino": "target.scale", "trtllm": "target.scale", "ort": "target.dialect", "mlx": "target.dialect"}},
+		// Every module has a pattern of its own, and all the same scale, which is not lora_alpha / r.
+		{"patterns for all", adapter.Scale{Value: 1, Alpha: 1, Rank: 1}, []adapter.Update{low("self_attn.o_proj", 8, 2), low("mlp.down_proj", 4, 2)}, map[string]string{"vllm": "target.scale"}},
+		{"rsLoRA", adapter.Scale{Value: 4, Alpha: 16, Rank: 16}, []adapter.Update{root}, map[string]string{"vllm": "", "sglang": "target.rslora", "lorax": "target.rslora", "trtllm": "target.rslora"}},
+		{"one scale", adapter.Scale{Value: 1, Alpha: 8, Rank: 8}, []adapter.Update{low("self_attn.o_proj", 8, 1)}, map[string]string{"vllm": "", "sglang": "", "lorax": "", "openvino": ""}},
+		{"name of the adapter", adapter.Scale{}, []adapter.Update{named(low("self_attn.o_proj", 8, 1), "base_model.model."+q+".lora_A.default.weight")}, map[string]string{"vllm": "target.names", "lorax": "target.names", "sglang": ""}},
+		{"no prefix", adapter.Scale{}, []adapter.Update{named(low("self_attn.o_proj", 8, 1), q+".lora_A.weight", q+".lora_B.weight")}, map[string]string{"vllm": "", "lorax": "target.names"}},
+		{"embedding", adapter.Scale{}, []adapter.Update{named(with(func(u *adapter.Update) { u.Layer = adapter.Embedding }), "base_model.model.model.embed_tokens.lora_embedding_A")}, map[string]string{"vllm": ""}},
+	} {
+		a := &adapter.Adapter{Space: naming.HF, Dialect: "peft", Updates: c.updates, Stated: c.stated}
+		for name, want := range c.want {
+			f := Find(name).Loads(a)
+			switch {
+			case want == "" && len(f) == 0:
+			case len(f) != 1 || f[0].Code != want || f[0].Level != finding.Error || f[0].Hint == "":
+				t.Errorf("%s for %s: got %+v, expected %s", c.name, name, f, want)
+			}
 		}
 	}
 	if Find("excel") != nil || len(Names()) != len(targets) {
