@@ -328,7 +328,7 @@ func TestRefused(t *testing.T) {
 		"of different sizes":      {from(m), from(update("m", 4, 5, 2, 1, 0)), "cat"},
 		"factors of one rank":     {from(m), from(update("m", 4, 4, 3, 1, 0)), "ties"},
 		"different worlds":        {from(m), gguf, "cat"},
-		"other architectures":     {sd, xl, "cat"},
+		"different architectures": {sd, xl, "cat"},
 		"not combined by \"mix\"": {from(m), from(m), "mix"},
 	} {
 		_, err := Of([]Input{{c.a, 1}, {c.b, 1}}, Options{Method: c.method})
