@@ -15,7 +15,10 @@ type Factor struct {
 	// DType is the type that the values were stored in, also where they are only part of a tensor or
 	// reordered: it holds every one of them. Invalid where they are computed.
 	DType tensor.DType
-	load  func() ([]float32, error)
+	// Kernel, where not nil, is what the factor of a decomposed kernel is computed from. Cuts and maps of the
+	// factor have none.
+	Kernel *Decomposed
+	load   func() ([]float32, error)
 }
 
 // Present reports whether the factor was set.

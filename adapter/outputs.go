@@ -64,6 +64,9 @@ func (u *Update) GatherOutputs(rows int64, index func(int64) int64) (Update, boo
 	case LoHa:
 		v.B, v.B2 = u.B.GatherRows(rows, index), u.B2.GatherRows(rows, index)
 	case LoKr:
+		if w, ok := v.gatherBlocks(rows, index); ok {
+			return w, true
+		}
 		v.Kind, v.Kron, v.Value = Full, [2]Side{}, u.product().GatherRows(rows, index)
 		plain := *u
 		plain.Magnitude = Factor{}
@@ -77,10 +80,50 @@ func (u *Update) GatherOutputs(rows int64, index func(int64) int64) (Update, boo
 		if !u.Input {
 			v.Value = vector(u.Value)
 		}
-	case OFT, HRA:
+	case OFT:
+		if u.Input {
+			break
+		}
+		b := u.Turn.Block
+		if len(u.Turn.Stages) > 1 || u.Turn.Stages[0] != nil || u.Value.Rows == b || !aligned(rows, b, index) {
+			return v, false
+		}
+		v.Value, v.Turn = u.Value.GatherRows(rows, index), u.Turn.shaped()
+	case HRA:
 		return v, u.Input
 	default:
 		v.Value = u.Value.GatherRows(rows, index)
+	}
+	return v, true
+}
+
+// aligned reports whether rows are gathered in whole blocks of b.
+func aligned(rows, b int64, index func(int64) int64) bool {
+	if rows%b != 0 {
+		return false
+	}
+	for i := range rows {
+		if k := index(i); k%b != i%b || i%b > 0 && k != index(i-1)+1 {
+			return false
+		}
+	}
+	return true
+}
+
+// gatherBlocks gathers rows of a Kronecker product that are whole blocks of its second matrix: they are rows
+// of the first, and the result is a Kronecker product again.
+func (u *Update) gatherBlocks(rows int64, index func(int64) int64) (Update, bool) {
+	v := *u
+	b, _ := u.Kron[1].Shape()
+	if b == 0 || !aligned(rows, b, index) {
+		return v, false
+	}
+	block := func(i int64) int64 { return index(i*b) / b }
+	first := &v.Kron[0]
+	if first.Full.Present() {
+		first.Full = first.Full.GatherRows(rows/b, block)
+	} else {
+		first.B = first.B.GatherRows(rows/b, block)
 	}
 	return v, true
 }

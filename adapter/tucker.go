@@ -7,6 +7,13 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
+// A Decomposed kernel is a factor [r, in·k…] in two parts: a core [r, q, k…], of shape Shape, which is
+// multiplied with Down [q, in] on its second axis.
+type Decomposed struct {
+	Core, Down Factor
+	Shape      tensor.Shape
+}
+
 // Tucker is the factor [r, in·k…] of a convolution whose kernel is decomposed as well: core, of shape
 // [r, q, k…], times down [q, in] on its second axis. It serves LoCon (lora_mid and lora_down), LoHa and
 // LoKr (t and w_b).
@@ -24,7 +31,7 @@ func Tucker(core *tensor.Tensor, down Factor) (Factor, error) {
 		return Factor{}, err
 	}
 	c := FromTensor(*core, r*q, taps, ReadFloats)
-	return FromFunc(r, in*taps, func() ([]float32, error) {
+	f := FromFunc(r, in*taps, func() ([]float32, error) {
 		t, err := load(c)
 		if err != nil {
 			return nil, err
@@ -50,5 +57,7 @@ func Tucker(core *tensor.Tensor, down Factor) (Factor, error) {
 			}
 		}
 		return out, nil
-	}), nil
+	})
+	f.Kernel = &Decomposed{c, down, core.Shape}
+	return f, nil
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/tensor"
 )
 
 // A Turn says how the blocks of an OFT update act. Along its axis a vector v, seen as a row, becomes
@@ -14,6 +15,21 @@ type Turn struct {
 	// Stages are the orders: position i of stage s is axis index Stages[s][i]. A nil order is the axis's own.
 	// Value holds the blocks of all stages, one below the other.
 	Stages [][]int64
+	// Raw, where it is known, is the tensor that the blocks are computed from, of shape Shape: blocks [n, b, b]
+	// or [stages, n, b, b] whose skew parts turn, or with Packed upper triangles [n, b·(b−1)/2].
+	Raw    Factor
+	Shape  tensor.Shape
+	Packed bool
+	// Bound limits the common norm of the skew parts of all blocks, where it is positive: as the file gives it.
+	Bound float64
+	// Scaled: the packed values are divided by 2·√(b−1), as OneTrainer's scaled OFT is.
+	Scaled bool
+}
+
+// shaped is the turn with other blocks than those of its tensor.
+func (t Turn) shaped() *Turn {
+	t.Raw, t.Shape, t.Bound = Factor{}, nil, 0
+	return &t
 }
 
 // turned is W[block] += t·(m∘(W·M) − W), where M acts along stored rows, or W[block] += t·(m∘(Mᵀ·W) − W)

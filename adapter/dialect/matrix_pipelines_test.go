@@ -6,13 +6,11 @@ import (
 	"github.com/loratool/loratool/naming"
 )
 
-// pipelineDialects are those that can be written.
+// pipelineDialects are the dialects of pipelines.
 func pipelineDialects() []string {
 	var out []string
 	for _, d := range diffusion.Dialects {
-		if d.Writes() {
-			out = append(out, d.Name)
-		}
+		out = append(out, d.Name)
 	}
 	return out
 }

@@ -32,9 +32,7 @@ func pipelines() []Dialect {
 			}
 			return why
 		}
-		if x.Writes() {
-			d.Encode = func(a *adapter.Adapter, t Target) (*Output, error) { return encodePipeline(a, d, t) }
-		}
+		d.Encode = func(a *adapter.Adapter, t Target) (*Output, error) { return encodePipeline(a, d, t) }
 		out = append(out, d)
 	}
 	return out

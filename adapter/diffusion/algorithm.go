@@ -16,6 +16,7 @@ func (d *decoder) algorithm(s *site) ([]adapter.Update, error) {
 			any = t
 		}
 	}
+	m.Conv = s.alone == "" && s.name.Module.Kind == "conv"
 	m.Scale = func(rank int) (adapter.Scale, error) { return d.scale(s, rank) }
 	us, err := lycoris.Decode(m)
 	if err != nil {

@@ -7,6 +7,7 @@
 package diffusion
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -121,12 +122,15 @@ func (d *decoder) errorf(reason string, t *tensor.Tensor, format string, args ..
 	return finding.Errorf("adapter."+reason, d.file, format, args...).In(t.Name)
 }
 
-// plain are the roles of an ordinary LoRA.
-var plain = []role{roleA, roleB, roleBias, roleAlpha, roleScale}
+// plain are the roles of an ordinary LoRA, and flags those that need no numbers of a floating type.
+var (
+	plain = []role{roleA, roleB, roleBias, roleAlpha, roleScale, roleReshape}
+	flags = []role{"bias_indices", "bias_size", "on_input", "oft_R.scaled_oft", roleReshape}
+)
 
 func (d *decoder) updates(s *site) ([]adapter.Update, error) {
 	for r, t := range s.role {
-		if !t.DType.IsFloat() && !slices.Contains([]role{"bias_indices", "bias_size"}, r) {
+		if !t.DType.IsFloat() && !slices.Contains(flags, r) {
 			return nil, d.errorf("bad_dtype", t, "a weight cannot be of type %s", t.DType)
 		}
 	}
@@ -197,6 +201,11 @@ func (d *decoder) lowRank(s *site) ([]adapter.Update, error) {
 	case rank != r:
 		return nil, d.errorf("rank_mismatch", ta, "the factors have different ranks").Expected(fmt.Sprintf("%v and %v", ta.Shape, tb.Shape), "[r, in…] and [out, r]")
 	}
+	if t := s.role[roleReshape]; t != nil {
+		if err := d.reshaped(t, out, in); err != nil {
+			return nil, err
+		}
+	}
 	scale, err := d.scale(s, int(rank))
 	if err != nil {
 		return nil, err
@@ -217,6 +226,19 @@ func (d *decoder) lowRank(s *site) ([]adapter.Update, error) {
 	bias := adapter.Update{Target: s.target("bias"), Kind: adapter.Bias, Scale: scale, Tensors: s.names, Value: adapter.FromTensor(*t, 1, n, adapter.ReadFloats)}
 	more, err := d.canonical(s, t, bias)
 	return append(us, more...), err
+}
+
+// reshaped checks that the shape which the base is to be filled up to is that of the factors' product.
+func (d *decoder) reshaped(t *tensor.Tensor, out, in int64) error {
+	b, err := t.Read()
+	if err != nil {
+		return err
+	}
+	if t.DType == tensor.I64 && len(b) == 16 && int64(binary.LittleEndian.Uint64(b)) == out && int64(binary.LittleEndian.Uint64(b[8:])) == in {
+		return nil
+	}
+	return d.errorf("shape_mismatch", t, "the weight is given another shape than that of the factors").
+		Expected(fmt.Sprintf("%s %v", t.DType, t.Shape), fmt.Sprintf("I64 [2] of %d and %d", out, in))
 }
 
 // layer is how the module multiplies. A 1×1 convolution's factors may be stored as matrices, and a linear

@@ -59,11 +59,11 @@ func TestSpellings(t *testing.T) {
 			pair("unet."+block+"attn1.processor.to_q", "_lora.down.weight", "_lora.up.weight", 4, 4),
 			pair("unet."+block+"attn2.processor.to_out", "_lora.down.weight", "_lora.up.weight", 4, 4),
 			pair("text_encoder.text_model.encoder.layers.3.self_attn.to_v", "_lora.down.weight", "_lora.up.weight", 4, 4)),
-			"diffusers", []string{"unet." + block + "attn1.to_q.weight", "unet." + block + "attn2.to_out.0.weight", "text_encoder.text_model.encoder.layers.3.self_attn.v_proj.weight"}},
+			"diffusers-old", []string{"unet." + block + "attn1.to_q.weight", "unet." + block + "attn2.to_out.0.weight", "text_encoder.text_model.encoder.layers.3.self_attn.v_proj.weight"}},
 		"nested layers": {slices.Concat(
 			pair("unet."+block+"attn1.to_k", ".lora.down.weight", ".lora.up.weight", 4, 4),
 			pair("text_encoder.text_model.encoder.layers.3.mlp.fc1", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", 4, 4)),
-			"diffusers", []string{"unet." + block + "attn1.to_k.weight", "text_encoder.text_model.encoder.layers.3.mlp.fc1.weight"}},
+			"diffusers-old", []string{"unet." + block + "attn1.to_k.weight", "text_encoder.text_model.encoder.layers.3.mlp.fc1.weight"}},
 		"an adapter's name": {pair("transformer.transformer_blocks.7.img_mod.1", ".lora_A.default.weight", ".lora_B.default.weight", 6, 4),
 			"diffusers", []string{"transformer.transformer_blocks.7.img_mod.1.weight"}},
 		"PEFT's prefix": {pair("base_model.model.double_blocks.3.txt_attn.qkv", ".lora_A.weight", ".lora_B.weight", 6, 4),
@@ -87,7 +87,7 @@ func TestSpellings(t *testing.T) {
 		"two underscores": {pair("lora_unet__blocks_0_cross_attn_k_img", ".lora_down.weight", ".lora_up.weight", 4, 4),
 			"kohya", []string{"transformer.blocks.0.attn2.add_k_proj.weight"}},
 		"LyCORIS prefix": {pair("lycoris_transformer_blocks_0_txt_mlp_net_0_proj", ".lora_down.weight", ".lora_up.weight", 4, 4),
-			"kohya", []string{"transformer.transformer_blocks.0.txt_mlp.net.0.proj.weight"}},
+			"lycoris", []string{"transformer.transformer_blocks.0.txt_mlp.net.0.proj.weight"}},
 		"SDXL in names of diffusers": {slices.Concat(
 			pair("lora_unet_down_blocks_2_attentions_0_transformer_blocks_9_ff_net_2", ".lora_down.weight", ".lora_up.weight", 4, 4),
 			pair("lora_te2_text_projection", ".lora_down.weight", ".lora_up.weight", 4, 4)),

@@ -24,12 +24,13 @@ type Files struct {
 }
 
 // Encode lays an adapter out in a dialect, such that ΔW stays the same: exactly, or with one rounding where
-// scales differ that the dialect has one place for, or none. Factors are read where fused projections must be
-// compared; the others are read when the weights are. The adapter may be in naming.Diffusers or, where its
-// modules are those of a known family, in naming.HF.
+// scales differ that the dialect has one place for, or none, and where an algorithm's difference is written
+// out as factors. Factors are read where fused projections must be compared; the others are read when the
+// weights are. The adapter may be in naming.Diffusers or, where its modules are those of a known family, in
+// naming.HF.
 func Encode(a *adapter.Adapter, dialect string, opt EncodeOptions) (*Files, error) {
 	i := slices.IndexFunc(Dialects, func(d Dialect) bool { return d.Name == dialect })
-	if i < 0 || !Dialects[i].Writes() {
+	if i < 0 {
 		return nil, finding.Errorf("convert.unknown_target", a.Path, "adapters of diffusion pipelines are not written as %q", dialect)
 	}
 	e := &encoder{a: a, form: Dialects[i].form, title: Dialects[i].Title, opt: opt, byModule: map[*naming.DiffusionModule]*group{}}
@@ -41,6 +42,7 @@ func Encode(a *adapter.Adapter, dialect string, opt EncodeOptions) (*Files, erro
 			return nil, err
 		}
 	}
+	e.even()
 	return e.files(dialect)
 }
 
@@ -54,6 +56,7 @@ type encoder struct {
 	groups   []*group
 	byModule map[*naming.DiffusionModule]*group
 	weights  []adapter.Weight
+	pairs    []pairing           // of a uniform dialect, until all are known
 	ranks    map[string][]ranked // by component
 	dims     [][2]float64        // rank and alpha of every module
 	doras    int                 // how many of them have a magnitude
@@ -64,16 +67,11 @@ type encoder struct {
 type group struct {
 	name  naming.DiffusionName
 	alone string           // the module in the base's own names instead
-	low   []adapter.Update // by part, of kind "" where there is none
+	low   []adapter.Update // of the weight, by part, of kind "" where there is none
 	bias  []adapter.Update
 	set   *adapter.Update
-	own   []own // what the target holds as it is
-}
-
-// An own update is written in the tensors of its own algorithm.
-type own struct {
-	part int // of the module, -1 for the whole of it
-	u    adapter.Update
+	whole adapter.Update // of the weight of a fused module as a whole, where the target stores it so
+	kept  bool           // low has the rows of the original checkpoint, though diffusers swaps them
 }
 
 // siteOf is the module of an update as a site, for its lookup.
@@ -93,7 +91,7 @@ func siteOf(u *adapter.Update) *site {
 	return s
 }
 
-// canonical brings all updates into the modules of diffusers and groups them by those of the original.
+// canonical groups all updates by the modules of the original checkpoint.
 func (e *encoder) canonical() error {
 	if e.a.Space != naming.Diffusers && e.a.Space != naming.HF {
 		return finding.Errorf("adapter.unsupported_feature", e.a.Path, "module names are those of %q, and %s is for diffusion pipelines", e.a.Space, e.title)
@@ -122,30 +120,19 @@ func (e *encoder) canonical() error {
 			return d.unknown(missing, family)
 		}
 	}
+	if f := e.form.families; f != nil && !slices.Contains(f, e.family.Name) {
+		return finding.Errorf("adapter.unsupported_feature", e.a.Path, "%s has no names for the modules of %s", e.title, e.family.Name).
+			Expected(e.family.Name, strings.Join(f, ", ")).Hinted("convert it to another dialect, or " + mergeInstead)
+	}
 	for i, s := range sites {
-		u := e.a.Updates[i]
 		n, _, ok := s.find(e.family)
 		if !ok {
 			d := &decoder{file: e.a.Path, sites: sites}
 			return d.unknown([]*site{s}, e.family)
 		}
 		s.name = n
-		if e.native(n, &u, s.spelled() == naming.Original) {
-			g := e.group(n)
-			g.own = append(g.own, own{n.Part, u})
-			continue
-		}
-		if f, ok := u.Factored(); ok && u.Form() == adapter.Exactly {
-			u = f
-		}
-		us, ok := split(u, n, nil, s.spelled() == naming.Original)
-		if !ok {
-			return e.a.Refuse(&u, "the rows of module %q do not divide into its parts", u.Module)
-		}
-		for _, v := range us {
-			if err := e.add(n, v); err != nil {
-				return err
-			}
+		if err := e.place(n, e.a.Updates[i], s.spelled() == naming.Original); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -178,125 +165,125 @@ func (e *encoder) group(n naming.DiffusionName) *group {
 	return g
 }
 
-// add puts an update of one part into its group.
-func (e *encoder) add(n naming.DiffusionName, u adapter.Update) error {
-	g := e.group(n)
-	_, module, _ := strings.Cut(u.Module, ".")
-	part := slices.IndexFunc(n.Module.Parts, func(p naming.DiffusionPart) bool { return p.Module == module })
-	var slot *adapter.Update
-	switch {
-	case part < 0:
-		return e.refuse(&u)
-	case e.holds(&u) && u.Param == "weight":
-		slot = &g.low[part]
-	case u.Kind == adapter.Bias && e.form.bias != "" && u.Param == "bias":
-		slot = &g.bias[part]
-	case u.Kind == adapter.Replace && e.form.set != "" && u.Layer == "" && u.Param == "weight" && g.set == nil:
-		g.set = &u
-		return nil
-	default:
-		return e.refuse(&u)
-	}
-	if slot.Kind != "" {
-		return e.a.Refuse(&u, "module %q has two updates of kind %q", u.Module, u.Kind).Hinted("combine them into one first")
-	}
-	*slot = u
-	return nil
-}
-
-// holds reports whether a dialect can hold an update as a pair of factors: any magnitude where there is a
-// tensor for it, those of the output axis alone in the form of PEFT.
-func (e *encoder) holds(u *adapter.Update) bool {
-	switch u.Kind {
-	case adapter.LowRank:
-		return !u.Magnitude.Present()
-	case adapter.DoRA:
-		return e.form.magnitude != "" && (!u.Input || e.form.alpha)
-	}
-	return false
-}
-
-func (e *encoder) refuse(u *adapter.Update) error {
-	return e.a.Refuse(u, "%s cannot hold an update of kind %q of parameter %q", e.title, u.Kind, u.Param)
-}
-
 // write writes what a group holds in the target's spelling.
 func (e *encoder) write(g *group) error {
 	if g.alone != "" {
 		for _, p := range []string{"model.diffusion_model.", "diffusion_model."} {
 			g.alone = strings.TrimPrefix(g.alone, p)
 		}
-		return e.factors("lora_unet_"+naming.Flatten(g.alone), &g.low[0], kernelOf(g.low[0].A), "")
+		s := spelling{"lora_unet_" + naming.Flatten(g.alone), e.form.a, e.form.b}
+		return e.factors(s, &g.low[0], kernelOf(g.low[0].A), "")
 	}
 	c, m := g.name.Component, g.name.Module
-	for i := range g.own {
-		if err := e.algorithm(g.name, g.own[i].part, &g.own[i].u); err != nil {
-			return err
-		}
-	}
-	body := e.form.body(c)
-	spell := func(module string) string {
-		if e.form.flat {
-			module = naming.Flatten(module)
-		}
-		return e.form.prefix(c) + module
-	}
-	if body == naming.Renamed {
+	if e.form.body(c) == naming.Renamed {
 		if err := trim(g.low); err != nil {
 			return err
 		}
 		for p, part := range m.Parts {
-			if err := e.part(spell(part.Module), &g.low[p], &g.bias[p], m, c.Folder); err != nil {
+			var set *adapter.Update
+			if p == 0 {
+				set = g.set
+			}
+			if err := e.part(c, m, part.Module, &g.low[p], &g.bias[p], set); err != nil {
 				return err
 			}
 		}
-		if g.set != nil {
-			e.put(spell(m.Parts[0].Module)+e.form.set, tensor.Shape{g.set.Value.Cols}, g.set.Value)
-		}
 		return nil
 	}
-	if m.Swapped {
-		swapBack(&g.low[0])
-		swapBack(&g.bias[0])
-	}
 	low, bias := &g.low[0], &g.bias[0]
+	if m.Swapped {
+		if !g.kept && low.Kind != "" {
+			var ok bool
+			if *low, ok = swapped(low); !ok {
+				return e.uncut(low, m)
+			}
+		}
+		if bias.Kind != "" {
+			*bias, _ = swapped(bias)
+		}
+	}
 	if len(m.Parts) > 1 {
 		var err error
-		if low, err = fuse(m, g.low); err != nil {
+		if low, err = e.fused(g); err != nil {
 			return err
 		}
 		if bias, err = fuseBias(m, g.bias); err != nil {
 			return err
 		}
 	}
-	if err := e.part(spell(m.Original), low, bias, m, c.Folder); err != nil {
-		return err
-	}
-	if g.set != nil {
-		e.put(spell(m.Original)+e.form.set, tensor.Shape{g.set.Value.Cols}, g.set.Value)
-	}
-	return nil
+	return e.part(c, m, m.Original, low, bias, g.set)
 }
 
-func (e *encoder) part(name string, low, bias *adapter.Update, m *naming.DiffusionModule, folder string) error {
-	if low.Kind != "" {
-		if err := e.factors(name, low, m.Shape[min(2, len(m.Shape)):], folder); err != nil {
+// A spelling is a module's name in a file and the suffixes of its factors.
+type spelling struct{ name, a, b string }
+
+// spell spells a module of a component. It is false where the dialect has no name for it.
+func (e *encoder) spell(c *naming.DiffusionComponent, module string) (spelling, bool) {
+	prefix, ok := e.form.prefix(e.family, c)
+	s := spelling{"", e.form.a, e.form.b}
+	if ok && e.form.leaf != nil {
+		module, s.a, s.b, ok = e.form.leaf(c, module)
+	}
+	if e.form.flat {
+		module = naming.Flatten(module)
+	}
+	s.name = prefix + module
+	return s, ok
+}
+
+// part writes the updates of one module of the target.
+func (e *encoder) part(c *naming.DiffusionComponent, m *naming.DiffusionModule, module string, low, bias, set *adapter.Update) error {
+	var any *adapter.Update
+	for _, u := range []*adapter.Update{set, bias, low} {
+		if u != nil && u.Kind != "" {
+			any = u
+		}
+	}
+	if any == nil {
+		return nil
+	}
+	s, ok := e.spell(c, module)
+	if !ok {
+		return e.a.Refuse(any, "%s has no name for module %q", e.title, c.Folder+"."+module)
+	}
+	kernel := m.Shape[min(2, len(m.Shape)):]
+	switch low.Kind {
+	case "":
+	case adapter.LowRank, adapter.DoRA:
+		if err := e.factors(s, low, kernel, c.Folder); err != nil {
+			return err
+		}
+	default:
+		if err := e.algorithm(s.name, low, kernel); err != nil {
 			return err
 		}
 	}
 	if bias.Kind != "" {
-		if low.Kind == "" && e.form.bias == ".lora_B.bias" {
-			return e.a.Refuse(bias, "%s cannot hold a bias of module %q without factors", e.title, bias.Module)
+		if err := e.vector(s.name, bias, m, low.Kind != ""); err != nil {
+			return err
 		}
-		v := bias.Value.Scaled(bias.Scale.Value)
-		v.DType = bias.Value.DType
-		e.put(name+e.form.bias, tensor.Shape{v.Rows * v.Cols}, v)
+	}
+	if set != nil {
+		e.put(s.name+e.form.set, tensor.Shape{set.Value.Rows * set.Value.Cols}, set.Value)
 	}
 	return nil
 }
 
+// vector writes the difference of a bias, of a linear layer or a norm.
+func (e *encoder) vector(name string, u *adapter.Update, m *naming.DiffusionModule, factors bool) error {
+	if !factors && e.form.bias == ".lora_B.bias" {
+		return e.a.Refuse(u, "%s cannot hold a bias of module %q without factors", e.title, u.Module)
+	}
+	suffix := e.form.bias
+	if m.Kind == "norm" {
+		suffix = ".b_norm"
+	}
+	e.put(name+suffix, tensor.Shape{u.Value.Rows * u.Value.Cols}, scaled(u.Value, u.Scale.Value))
+	return nil
+}
+
 // factors writes the factors of a module with a kernel of these dimensions, and its alpha.
-func (e *encoder) factors(name string, u *adapter.Update, kernel []int64, folder string) error {
+func (e *encoder) factors(s spelling, u *adapter.Update, kernel []int64, folder string) error {
 	area := int64(1)
 	for _, k := range kernel {
 		area *= k
@@ -309,24 +296,48 @@ func (e *encoder) factors(name string, u *adapter.Update, kernel []int64, folder
 		a, b = append(a, k), append(b, 1)
 	}
 	fa, fb := u.A, u.B
+	if k := fa.Kernel; k != nil && e.form.decomposed {
+		fa, a = k.Down, tensor.Shape{k.Down.Rows, k.Down.Cols}
+		for range kernel {
+			a = append(a, 1)
+		}
+		e.put(s.name+".lora_mid.weight", k.Shape, k.Core)
+	}
 	if !e.form.alpha {
 		fa, fb = fold(fa, fb, u.Scale.Value)
 		if e.ranks == nil {
 			e.ranks = map[string][]ranked{}
 		}
-		e.ranks[folder] = append(e.ranks[folder], ranked{strings.TrimPrefix(name, folder+"."), u.Rank})
+		e.ranks[folder] = append(e.ranks[folder], ranked{strings.TrimPrefix(s.name, folder+"."), u.Rank})
 	}
-	e.put(name+e.form.a, a, fa)
-	e.put(name+e.form.b, b, fb)
+	if e.form.uniform {
+		e.pairs = append(e.pairs, pairing{s, fa, fb})
+		return nil
+	}
+	e.put(s.name+s.a, a, fa)
+	e.put(s.name+s.b, b, fb)
 	if u.Kind == adapter.DoRA {
 		e.doras++
-		e.magnitude(name, u, kernel)
+		e.magnitude(s.name, u, kernel)
 	}
 	e.dims = append(e.dims, [2]float64{float64(u.Rank), alphaOf(u)})
 	if e.form.alpha {
-		e.weights = append(e.weights, scalar(name+".alpha", alphaOf(u)))
+		e.weights = append(e.weights, scalar(s.name+".alpha", alphaOf(u)))
+	}
+	if e.form.set == ".set_weight" && len(kernel) == 0 && e.widened(u) {
+		e.weights = append(e.weights, integers(s.name+".reshape_weight", tensor.Shape{2}, u.B.Rows, u.A.Cols))
 	}
 	return nil
+}
+
+// widened reports whether factors are for a layer with more inputs than the family's model has, which is filled
+// up with zeros: the inputs that a control image is given to.
+func (e *encoder) widened(u *adapter.Update) bool {
+	n, ok := e.family.Find(u.Module)
+	if !ok || n.Module.Original != "img_in" {
+		return false
+	}
+	return u.B.Rows == n.Module.Shape[0] && u.A.Cols > n.Module.Shape[1]
 }
 
 // magnitude writes the magnitudes of DoRA: as PEFT's vector, or as dora_scale, which keeps the weight's
@@ -334,7 +345,7 @@ func (e *encoder) factors(name string, u *adapter.Update, kernel []int64, folder
 func (e *encoder) magnitude(name string, u *adapter.Update, kernel []int64) {
 	n := u.Magnitude.Rows * u.Magnitude.Cols
 	shape := tensor.Shape{n}
-	if e.form.alpha {
+	if e.form.magnitude == ".dora_scale" {
 		if shape = (tensor.Shape{n, 1}); u.Input {
 			shape = tensor.Shape{1, n}
 		}

@@ -8,28 +8,13 @@ import (
 	"github.com/loratool/loratool/tensor"
 )
 
-// fuse makes one update of a fused module from those of its parts. Parts without one get zero rows. Where
-// all have the same A it stays, with B's on top of one another; otherwise the A's are stacked and the B's
+// fuse makes one low-rank update of a fused module from those of its parts. Parts without one get zero rows.
+// Where all have the same A it stays, with B's on top of one another; otherwise the A's are stacked and the B's
 // stand on the diagonal. Where the parts' scales differ they are folded into B.
 func fuse(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, error) {
-	var have []*adapter.Update
-	var rows int64 // of the whole
-	total := int64(0)
-	for p := range parts {
-		total += m.Parts[p].Rows
-	}
-	for p := range parts {
-		if u := &parts[p]; u.Kind != "" {
-			have = append(have, u)
-			whole := u.B.Rows * total / m.Parts[p].Rows
-			if _, n, ok := m.Slice(p, whole); !ok || n != u.B.Rows || rows != 0 && rows != whole {
-				return nil, (&adapter.Adapter{}).Refuse(u, "the parts of %q have rows in other proportions", m.Original)
-			}
-			rows = whole
-		}
-	}
-	if len(have) == 0 {
-		return &adapter.Update{}, nil
+	have, rows, err := present(m, parts, func(u *adapter.Update) int64 { return u.B.Rows })
+	if err != nil || len(have) == 0 {
+		return &adapter.Update{}, err
 	}
 	for p := range parts {
 		u := &parts[p]
@@ -114,6 +99,28 @@ func fuse(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, e
 	return &out, nil
 }
 
+// present are the parts that have an update, and the number of rows that the whole then has.
+func present(m *naming.DiffusionModule, parts []adapter.Update, rowsOf func(*adapter.Update) int64) (have []*adapter.Update, rows int64, err error) {
+	total := int64(0)
+	for p := range m.Parts {
+		total += m.Parts[p].Rows
+	}
+	for p := range parts {
+		u := &parts[p]
+		if u.Kind == "" {
+			continue
+		}
+		have = append(have, u)
+		n := rowsOf(u)
+		whole := n * total / m.Parts[p].Rows
+		if _, k, ok := m.Slice(p, whole); !ok || k != n || rows != 0 && rows != whole {
+			return nil, 0, (&adapter.Adapter{}).Refuse(u, "the parts of %q have rows in other proportions", m.Original)
+		}
+		rows = whole
+	}
+	return have, rows, nil
+}
+
 // magnitudes puts the magnitudes of all parts into one row.
 func magnitudes(parts []*adapter.Update) adapter.Factor {
 	var all []adapter.Factor
@@ -148,12 +155,13 @@ func fuseBias(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Updat
 	return u, nil
 }
 
-// swapBack brings the halves of an update's rows into the original checkpoint's order.
-func swapBack(u *adapter.Update) {
-	if u.Kind != "" {
-		rows := u.Outputs()
-		*u, _ = u.GatherOutputs(rows, halves(rows))
+// swapped exchanges the halves of an update's rows, between the orders of the original checkpoint and diffusers.
+func swapped(u *adapter.Update) (adapter.Update, bool) {
+	rows := u.Outputs()
+	if rows%2 != 0 {
+		return *u, false
 	}
+	return u.GatherOutputs(rows, halves(rows))
 }
 
 // trim undoes what fuse did: parts that share an A and use only some of its rows keep those, and parts

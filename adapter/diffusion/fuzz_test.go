@@ -52,9 +52,6 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		for _, d := range Dialects {
-			if !d.Writes() {
-				continue
-			}
 			files, err := Encode(a, d.Name, EncodeOptions{})
 			if err != nil {
 				continue

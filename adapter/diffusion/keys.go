@@ -21,6 +21,8 @@ const (
 	roleScale role = "scale"
 	roleDora  role = "dora_scale"
 	roleSet   role = "set_weight"
+
+	roleReshape role = "reshape_weight"
 )
 
 // suffixes are the spellings of the roles, longer ones before those that they end in.

@@ -44,7 +44,7 @@ func TestAlgorithms(t *testing.T) {
 		"inputs":       {[]string{q + ".weight [6]", q + ".on_input =1"}, []adapter.Kind{adapter.IA3}, "comfyui"},
 		"outputs":      {[]string{q + ".weight [4]", q + ".on_input =0"}, []adapter.Kind{adapter.IA3}, "comfyui"},
 		"norm":         {[]string{"lora_unet_blocks_0_norm3.w_norm [6]", "lora_unet_blocks_0_norm3.b_norm [6]"}, []adapter.Kind{adapter.Bias, adapter.Bias}, "diffusers"},
-		"DoRA":         {[]string{q + ".lora_down.weight [2 6]", q + ".lora_up.weight [4 2]", q + ".dora_scale [4 1]"}, []adapter.Kind{adapter.DoRA}, "ai-toolkit"},
+		"DoRA":         {[]string{q + ".lora_down.weight [2 6]", q + ".lora_up.weight [4 2]", q + ".dora_scale [4 1]"}, []adapter.Kind{adapter.DoRA}, "bfl-control"},
 		"DoRA, inputs": {[]string{q + ".lora_down.weight [2 6]", q + ".lora_up.weight [4 2]", q + ".dora_scale [1 6]"}, []adapter.Kind{adapter.DoRA}, "diffusers"},
 		"LoKr, DoRA":   {[]string{q + ".lokr_w1 [2 3]", q + ".lokr_w2 [2 2]", q + ".dora_scale [1 6]"}, []adapter.Kind{adapter.LoKr}, "diffusers"},
 		"fused LoHa": {[]string{qkv + ".hada_w1_a [6 2]", qkv + ".hada_w1_b [2 6]", qkv + ".hada_w2_a [6 2]", qkv + ".hada_w2_b [2 6]"},
@@ -87,7 +87,7 @@ func TestAlgorithms(t *testing.T) {
 					}
 				}
 			}
-			if c.not == "diffusers" || c.not == "ai-toolkit" {
+			if c.not == "diffusers" || c.not == "bfl-control" {
 				if _, err := Encode(a, c.not, EncodeOptions{}); finding.Of(err) == nil {
 					t.Errorf("%s: got %v", c.not, err)
 				}

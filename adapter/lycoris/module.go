@@ -1,6 +1,6 @@
 // Package lycoris decodes the algorithms of LyCORIS, kohya's sd-scripts and their relatives from the tensors
 // of one module: LoCon with its Tucker form, LoHa, LoKr, GLoRA, (IA)³, whole differences, norms, OFT and
-// BOFT, each with DoRA on either axis. Names of modules are the caller's business.
+// BOFT on outputs and OneTrainer's OFT on inputs, each with DoRA on either axis. Names of modules are the caller's business.
 //
 // The formulas are those that the trainers compute with; where loaders differ from them (a scale taken
 // twice, a kernel's core left out, a strength squared), the trainers are followed.
@@ -32,6 +32,8 @@ type Module struct {
 	// FullAlpha applies alpha to a LoKr whose matrices both are whole. LyCORIS does not: their alpha is what
 	// the creation left there, up to 10¹⁰.
 	FullAlpha bool
+	// Conv says that the module is a convolution, which decides the side of OneTrainer's rotations.
+	Conv bool
 }
 
 // Suffixes are the suffixes that Decode understands.
@@ -40,6 +42,7 @@ var Suffixes = []string{
 	"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
 	"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
 	"a1.weight", "a2.weight", "b1.weight", "b2.weight", "weight", "on_input", "diff", "diff_b", "w_norm", "b_norm", "oft_blocks", "oft_diag",
+	"oft_R.weight", "oft_R.scaled_oft",
 }
 
 // Decode turns the tensors of a module into updates of its weight and bias. A tensor that the algorithm has
@@ -47,7 +50,7 @@ var Suffixes = []string{
 func Decode(m Module) ([]adapter.Update, error) {
 	d := &decoder{Module: m, used: map[string]bool{}}
 	for _, suffix := range d.sorted() {
-		if t := m.Tensors[suffix]; !t.DType.IsFloat() && suffix != "on_input" && !strings.HasPrefix(suffix, "bias_") {
+		if t := m.Tensors[suffix]; !t.DType.IsFloat() && suffix != "on_input" && suffix != "oft_R.scaled_oft" && !strings.HasPrefix(suffix, "bias_") {
 			return nil, d.errorf("bad_dtype", suffix, "a weight cannot be of type %s", t.DType)
 		}
 	}
@@ -61,6 +64,7 @@ func Decode(m Module) ([]adapter.Update, error) {
 		{[]string{"a1.weight", "b1.weight"}, d.glora},
 		{[]string{"on_input"}, d.ia3},
 		{[]string{"oft_blocks", "oft_diag"}, d.oft},
+		{[]string{"oft_R.weight"}, d.inputRotations},
 		{[]string{"diff"}, d.diff},
 		{[]string{"w_norm"}, d.norm},
 	} {

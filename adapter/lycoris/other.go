@@ -2,6 +2,7 @@ package lycoris
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/rotation"
@@ -99,6 +100,7 @@ func (d *decoder) oft() (*adapter.Update, error) {
 	}
 	d.use(u, suffix)
 	raw := adapter.FromTensor(*t, n/b, b, adapter.ReadFloats)
+	u.Turn.Raw, u.Turn.Shape, u.Turn.Bound = raw, s, bound
 	// Rows of blocks turn by Rᵀ·W in OFT and by R·W in BOFT.
 	u.Value = rotations(raw, int(b), bound, len(s) == 4)
 	if r := d.Tensors["rescale"]; r != nil {
@@ -109,6 +111,54 @@ func (d *decoder) oft() (*adapter.Update, error) {
 		d.use(u, "rescale")
 		u.Magnitude = adapter.FromTensor(*r, 1, k, adapter.ReadFloats)
 	}
+	u.Scale.Source = "turned as a whole"
+	return u, nil
+}
+
+// inputRotations is the OFT of OneTrainer: packed upper triangles [blocks, b·(b−1)/2] of skew matrices turn the
+// inputs, by the polynomial of five terms in place of the inverse; with scaled_oft they are divided by 2·√(b−1).
+// A linear layer turns its input, so that the weight is turned the other way; a convolution turns its weight
+// (OneTrainer, modules/module/LoRAModule.py, OFTModule.forward).
+func (d *decoder) inputRotations() (*adapter.Update, error) {
+	const suffix, terms = "oft_R.weight", 5
+	u := d.update("weight", adapter.OFT)
+	packed, err := d.take(u, suffix)
+	if err != nil {
+		return nil, err
+	}
+	b := int64(math.Round((1 + math.Sqrt(1+8*float64(packed.Cols))) / 2))
+	if b*(b-1)/2 != packed.Cols || packed.Rows > math.MaxInt32 || len(d.Tensors[suffix].Shape) != 2 {
+		return nil, d.errorf("shape_mismatch", suffix, "not packed skew matrices").Expected(d.Tensors[suffix].Shape, "[blocks, b·(b−1)/2]")
+	}
+	u.Input = true
+	u.Turn = &adapter.Turn{Block: b, Stages: [][]int64{nil}, Raw: packed, Shape: d.Tensors[suffix].Shape, Packed: true}
+	by := 1.0
+	if d.Tensors["oft_R.scaled_oft"] != nil {
+		d.use(u, "oft_R.scaled_oft")
+		u.Turn.Scaled, by = true, 1/(2*math.Sqrt(float64(b-1)))
+	}
+	n, weight := int(b), d.Conv
+	u.Value = adapter.FromFunc(packed.Rows*b, b, func() ([]float32, error) {
+		v, err := packed.Load()
+		if err != nil {
+			return nil, err
+		}
+		out := make([]float32, 0, packed.Rows*b*b)
+		for at := 0; at < len(v); at += int(packed.Cols) {
+			wide := make([]float64, packed.Cols)
+			for i, x := range v[at:][:packed.Cols] {
+				wide[i] = float64(x) * by
+			}
+			r := rotation.Neumann(rotation.Packed(wide, n), n, terms)
+			if !weight {
+				r = rotation.Transpose(r, n)
+			}
+			for _, x := range r {
+				out = append(out, float32(x))
+			}
+		}
+		return out, nil
+	})
 	u.Scale.Source = "turned as a whole"
 	return u, nil
 }

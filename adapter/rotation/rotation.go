@@ -78,6 +78,20 @@ func Cayley(q []float64, n int) ([]float64, error) {
 	return r, nil
 }
 
+// Inverse is the Q that Cayley makes a rotation of: (R − I)·(R + I)⁻¹. A rotation by half a turn has none.
+func Inverse(r []float64, n int) ([]float64, error) {
+	// Cayley of −R is (I − R)·(I + R)⁻¹, which is −Q.
+	m := make([]float64, n*n)
+	for i, x := range r {
+		m[i] = -x
+	}
+	q, err := Cayley(m, n)
+	for i := range q {
+		q[i] = -q[i]
+	}
+	return q, err
+}
+
 // Neumann is PEFT's polynomial in place of the inverse: I + 2Q + … + 2Qᵗ⁻² + Qᵗ⁻¹.
 func Neumann(q []float64, n, terms int) []float64 {
 	r, power := make([]float64, n*n), make([]float64, n*n)
