@@ -2,18 +2,14 @@ package diffusion
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
-	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -317,137 +313,4 @@ func names(tensors []tensor.Tensor) string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, "\n")
-}
-
-// TestTables builds kohya files from the rows of the corpus's tables and computes with the tables alone
-// what they change in the modules of diffusers.
-func TestTables(t *testing.T) {
-	files, _ := filepath.Glob(corpus.Path(t, "keys", "*.tsv"))
-	tables := 0
-	for _, file := range files {
-		if strings.HasPrefix(filepath.Base(file), "ait_") {
-			continue
-		}
-		tables++
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".tsv"), func(t *testing.T) { checkTable(t, file) })
-	}
-	if tables < 20 {
-		t.Errorf("%d tables", tables)
-	}
-}
-
-type row struct{ kohya, diffusers, shape, slice, note string }
-
-func checkTable(t *testing.T, file string) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fused := map[string][]row{}
-	var order []string
-	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n")[1:] {
-		f := append(strings.Split(line, "\t"), "")
-		if f[3] == "norm" {
-			continue
-		}
-		if fused[f[0]] == nil {
-			order = append(order, f[0])
-		}
-		fused[f[0]] = append(fused[f[0]], row{f[0], f[1], f[4], f[5], f[7]})
-	}
-	const rank, alpha = 2, 5
-	r := rand.New(rand.NewPCG(3, 4))
-	var weights []adapter.Weight
-	want := map[string][]float64{}
-	for _, name := range order {
-		rows := fused[name]
-		// A thirty-second of the real rows, and two columns for each input channel's kernel.
-		total, kernel := int64(0), int64(1)
-		var dims []int64
-		for _, x := range rows {
-			dims = nil
-			for d := range strings.SplitSeq(x.shape, "x") {
-				var n int64
-				fmt.Sscan(d, &n)
-				dims = append(dims, n)
-			}
-			total += dims[0]
-		}
-		var ones []int64
-		for _, k := range dims[2:] {
-			kernel *= k
-			ones = append(ones, 1)
-		}
-		shrink := int64(32)
-		if total < 64 {
-			shrink = 1
-		}
-		out, in := total/shrink, 2*kernel
-		a, bw := weight(r, name+".lora_down.weight", append([]int64{rank, 2}, dims[2:]...)...), weight(r, name+".lora_up.weight", append([]int64{out, rank}, ones...)...)
-		weights = append(weights, a, bw, alphaTensor(name+".alpha", alpha))
-		av, _ := a.Values.Load()
-		bv, _ := bw.Values.Load()
-		whole := product(bv, av, int(out), rank, int(in), float64(alpha)/rank)
-		for _, x := range rows {
-			first, n := int64(0), out
-			if x.slice != "" && len(rows) > 1 {
-				var dim int64
-				fmt.Sscanf(x.slice, "%d:%d:%d", &dim, &first, &n)
-				first, n = first/shrink, n/shrink
-			}
-			part := whole[first*in : (first+n)*in]
-			if strings.Contains(strings.ToLower(x.note), "swap") {
-				part = slices.Concat(part[len(part)/2:], part[:len(part)/2])
-			}
-			want[x.diffusers+".weight"] = part
-		}
-	}
-	tensors := memory(t, weights)
-	a, err := Decode("file", "file", tensors, nil, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A text encoder alone may be any family's: compare what follows the component.
-	strip := strings.HasPrefix(order[0], "lora_te")
-	got, wanted := deltas(t, a), want
-	if strip {
-		got, wanted = tails(got), tails(want)
-	}
-	same(t, got, wanted, 0)
-	files, err := Encode(a, "diffusers", EncodeOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := Decode("file", "file", memory(t, files.Weights), files.Metadata, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := Encode(d, "kohya", EncodeOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	back := memory(t, k.Weights)
-	slices.SortFunc(back, func(x, y tensor.Tensor) int { return cmp.Compare(x.Name, y.Name) })
-	slices.SortFunc(tensors, func(x, y tensor.Tensor) int { return cmp.Compare(x.Name, y.Name) })
-	if !strip && names(back) != names(tensors) {
-		t.Error("the file comes back with other tensors")
-	}
-	again, err := Decode("file", "file", back, k.Metadata, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = deltas(t, again)
-	if strip {
-		got = tails(got)
-	}
-	same(t, got, wanted, 1e-6)
-}
-
-func tails(m map[string][]float64) map[string][]float64 {
-	out := map[string][]float64{}
-	for k, v := range m {
-		_, k, _ = strings.Cut(k, ".")
-		out[k] = v
-	}
-	return out
 }
