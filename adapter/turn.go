@@ -52,6 +52,13 @@ type turned struct {
 
 func (b *binding) turned() (Op, error) {
 	u := b.u
+	if !u.Input && b.p.Run > 0 { // rows that the base stores apart or in another order: whole blocks can follow
+		if part, ok := u.GatherOutputs(b.p.Rows, func(i int64) int64 { return b.p.Canonical(i, b.p.Rows) }); ok {
+			there := *b
+			there.u, there.p.Run, there.p.First, there.p.Step = &part, 0, 0, 0
+			return there.turned()
+		}
+	}
 	t := &turned{value: u.Value, turn: u.Turn, magnitude: u.Magnitude, strength: u.Scale.Value}
 	n := u.Value.Rows
 	fits, what := func(axis int64) bool { return axis == n }, fmt.Sprintf("%d", n)

@@ -12,7 +12,6 @@ import (
 // algorithm writes the tensors of an update that the target holds as it is.
 func (e *encoder) algorithm(module string, u *adapter.Update, kernel []int64) error {
 	name := module + "."
-	put := func(suffix string, f adapter.Factor) { e.put(name+suffix, tensor.Shape{f.Rows, f.Cols}, f) }
 	alpha := func(rank int64) {
 		e.weights = append(e.weights, scalar(name+"alpha", u.Scale.Value*float64(rank)))
 	}
@@ -24,10 +23,18 @@ func (e *encoder) algorithm(module string, u *adapter.Update, kernel []int64) er
 	case adapter.LoKr:
 		e.kron(name, u, kernel, alpha)
 	case adapter.GLoRA:
-		put("a1.weight", u.B2)
-		put("a2.weight", u.A2)
-		put("b1.weight", u.B)
-		put("b2.weight", u.A)
+		last, ok := convolved(u.A.Rows, u.A.Cols, kernel)
+		if !ok {
+			return e.a.Refuse(u, "the factors of module %q do not fit a kernel of %v", u.Module, kernel)
+		}
+		for i, f := range []adapter.Factor{u.B2, u.A2, u.B} {
+			shape := tensor.Shape{f.Rows, f.Cols}
+			for range kernel {
+				shape = append(shape, 1)
+			}
+			e.put(name+[]string{"a1", "a2", "b1"}[i]+".weight", shape, f)
+		}
+		e.put(name+"b2.weight", last, u.A)
 		alpha(u.B.Cols)
 	case adapter.IA3:
 		e.put(name+"weight", tensor.Shape{u.Value.Rows * u.Value.Cols}, keep(u.Value, u.Value.Map(func(x float32) float32 { return x - 1 })))

@@ -126,10 +126,10 @@ func (d *decoder) glora() (*adapter.Update, error) {
 		}
 	}
 	a1, a2, b1, b2 := f[0], f[1], f[2], f[3]
-	current := b1.Cols == b2.Rows && a1.Cols == a2.Rows && a1.Rows == a2.Cols
-	if !current && b2.Cols == b1.Rows && a2.Cols == a1.Rows && b2.Cols == a1.Rows {
-		a1, a2, b1, b2 = a2, a1, b2, b1
-		current = a1.Rows == a2.Cols
+	current := b1.Cols == b2.Rows && a1.Cols == a2.Rows && a1.Rows == a2.Cols && a1.Cols == b1.Cols
+	turned := b2.Cols == b1.Rows && a2.Cols == a1.Rows && a1.Cols == a2.Rows && b2.Cols == a1.Rows
+	if turned && (!current || a1.Rows < a1.Cols) { // of a square layer both fit: the rank is the smaller side
+		a1, a2, b1, b2, current = a2, a1, b2, b1, true
 		kernel(u, d.Tensors["b1.weight"].Shape)
 	}
 	if !current {

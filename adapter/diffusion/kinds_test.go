@@ -1,0 +1,171 @@
+package diffusion
+
+import (
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/applied"
+	"github.com/loratool/loratool/tensor"
+)
+
+// fluxBase is a part of Flux.1, and sdxlBase one of a unet.
+var (
+	fluxBase = applied.Base{
+		"double_blocks.0.img_attn.qkv.weight": {12, 4}, "double_blocks.0.img_attn.qkv.bias": {12}, "double_blocks.0.img_attn.proj.weight": {4, 4}, "double_blocks.0.img_attn.proj.bias": {4},
+		"double_blocks.0.txt_attn.qkv.weight": {12, 4}, "double_blocks.0.txt_attn.proj.weight": {4, 4},
+		"final_layer.adaLN_modulation.1.weight": {8, 4}, "double_blocks.0.img_attn.norm.query_norm.scale": {4},
+	}
+	sdxlBase = applied.Base{
+		"model.diffusion_model.input_blocks.1.0.in_layers.2.weight": {4, 2, 3, 3}, "model.diffusion_model.input_blocks.1.0.in_layers.0.weight": {6}, "model.diffusion_model.input_blocks.1.0.in_layers.0.bias": {6},
+		"model.diffusion_model.input_blocks.4.1.proj_in.weight": {4, 6}, "model.diffusion_model.input_blocks.4.0.skip_connection.weight": {4, 6, 1, 1},
+	}
+)
+
+// TestKinds sends every algorithm to every dialect: where it stays as it is (=), where it is written out as factors
+// (~), and where it is refused (-). What it makes of a base's weights must be the same each time, and after the
+// way back.
+func TestKinds(t *testing.T) {
+	const (
+		plain = "lora_unet_double_blocks_0_img_attn_proj"     // 4 × 4
+		qkv   = "lora_unet_double_blocks_0_img_attn_qkv"      // 12 × 4
+		final = "lora_unet_final_layer_adaLN_modulation_1"    // 8 × 4, whose halves diffusers swaps
+		part  = "lora_transformer_transformer_blocks_0_attn_" // 4 × 4
+		conv  = "lora_unet_input_blocks_1_0_in_layers_2"      // 4 × 2 × 3 × 3
+		norm  = "lora_unet_input_blocks_1_0_in_layers_0"      // 6
+		point = "lora_unet_input_blocks_4_0_skip_connection"  // 4 × 6 × 1 × 1
+	)
+	parts := func(specs ...string) (out []string) {
+		for _, p := range []string{"to_q", "to_k", "to_v"} {
+			for _, s := range specs {
+				out = append(out, part+p+s)
+			}
+		}
+		return out
+	}
+	order := []string{"kohya", "diffusers", "comfyui", "ai-toolkit", "onetrainer", "lycoris", "bfl-control", "xlabs", "diffusers-old"}
+	// A few modules might be those of several families.
+	decode := func(t *testing.T, ts []tensor.Tensor, metadata [][2]string, shapes applied.Base) *adapter.Adapter {
+		t.Helper()
+		a, err := Decode("file", "file", ts, metadata, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Arch = "flux1"; len(shapes["model.diffusion_model.input_blocks.1.0.in_layers.0.bias"]) > 0 {
+			a.Arch = "sdxl"
+		}
+		return a
+	}
+	for name, c := range map[string]struct {
+		specs []string
+		base  applied.Base
+		want  string // one sign a dialect, in the order above
+	}{
+		"LoHa":                   {[]string{plain + ".hada_w1_a [4 1]", plain + ".hada_w1_b [1 4]", plain + ".hada_w2_a [4 1]", plain + ".hada_w2_b [1 4]", plain + ".alpha =0.5"}, fluxBase, "=~=~==~~-"},
+		"LoHa of a large rank":   {[]string{plain + ".hada_w1_a [4 3]", plain + ".hada_w1_b [3 4]", plain + ".hada_w2_a [4 3]", plain + ".hada_w2_b [3 4]", plain + ".alpha =2"}, fluxBase, "=-=-==---"},
+		"LoHa, fused":            {[]string{qkv + ".hada_w1_a [12 3]", qkv + ".hada_w1_b [3 4]", qkv + ".hada_w2_a [12 3]", qkv + ".hada_w2_b [3 4]", qkv + ".alpha =2"}, fluxBase, "=-=-==---"},
+		"LoHa, parts":            {parts(".hada_w1_a [4 3]", ".hada_w1_b [3 4]", ".hada_w2_a [4 3]", ".hada_w2_b [3 4]", ".alpha =2"), fluxBase, "=-=-==---"},
+		"LoHa, a part":           {parts(".hada_w1_a [4 3]", ".hada_w1_b [3 4]", ".hada_w2_a [4 3]", ".hada_w2_b [3 4]", ".alpha =2")[:5], fluxBase, "=-=-==---"},
+		"LoHa, swapped":          {[]string{final + ".hada_w1_a [8 3]", final + ".hada_w1_b [3 4]", final + ".hada_w2_a [8 3]", final + ".hada_w2_b [3 4]"}, fluxBase, "=-=-==---"},
+		"LoHa, DoRA":             {[]string{qkv + ".hada_w1_a [12 3]", qkv + ".hada_w1_b [3 4]", qkv + ".hada_w2_a [12 3]", qkv + ".hada_w2_b [3 4]", qkv + ".dora_scale [12 1]"}, fluxBase, "=-=-==---"},
+		"LoHa of a kernel":       {[]string{conv + ".hada_w1_a [3 4]", conv + ".hada_w1_b [3 2]", conv + ".hada_t1 [3 3 3 3]", conv + ".hada_w2_a [3 4]", conv + ".hada_w2_b [3 2]", conv + ".hada_t2 [3 3 3 3]", conv + ".alpha =2"}, sdxlBase, "=-=-==---"},
+		"LoKr":                   {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2_a [2 1]", plain + ".lokr_w2_b [1 2]", plain + ".alpha =0.5"}, fluxBase, "=~====~~-"},
+		"LoKr, whole":            {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".alpha =1e10"}, fluxBase, "=~====~~-"},
+		"LoKr, infinite alpha":   {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".alpha =inf"}, fluxBase, "=~====~~-"},
+		"LoKr, fused, aligned":   {[]string{qkv + ".lokr_w1 [6 2]", qkv + ".lokr_w2_a [2 1]", qkv + ".lokr_w2_b [1 2]", qkv + ".alpha =0.5"}, fluxBase, "=~====~~-"},
+		"LoKr, fused, across":    {[]string{qkv + ".lokr_w1 [2 2]", qkv + ".lokr_w2_a [6 1]", qkv + ".lokr_w2_b [1 2]", qkv + ".alpha =0.5"}, fluxBase, "=~==~~~~-"},
+		"LoKr, parts":            {parts(".lokr_w1 [2 2]", ".lokr_w2_a [2 1]", ".lokr_w2_b [1 2]", ".alpha =0.5"), fluxBase, "~~~~==~~-"},
+		"LoKr, swapped":          {[]string{final + ".lokr_w1 [4 2]", final + ".lokr_w2 [2 2]"}, fluxBase, "=~====~--"},
+		"LoKr, DoRA of inputs":   {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".dora_scale [1 4]"}, fluxBase, "=-=-==---"},
+		"LoKr of a kernel":       {[]string{conv + ".lokr_w1 [2 2]", conv + ".lokr_w2_a [3 2]", conv + ".lokr_w2_b [3 1]", conv + ".lokr_t2 [3 3 3 3]", conv + ".alpha =1"}, sdxlBase, "=~====--~"},
+		"LoCon":                  {[]string{conv + ".lora_down.weight [3 2 3 3]", conv + ".lora_up.weight [4 3 1 1]", conv + ".alpha =1"}, sdxlBase, "======--="},
+		"LoCon of a kernel":      {[]string{conv + ".lora_down.weight [3 2 1 1]", conv + ".lora_up.weight [4 3 1 1]", conv + ".lora_mid.weight [3 3 3 3]", conv + ".alpha =1"}, sdxlBase, "======--="},
+		"difference":             {[]string{plain + ".diff [4 4]", plain + ".diff_b [4]"}, fluxBase, "=-=--=---"},
+		"difference, fused":      {[]string{qkv + ".diff [12 4]"}, fluxBase, "=-=--=---"},
+		"difference, swapped":    {[]string{final + ".diff [8 4]"}, fluxBase, "=-=--=---"},
+		"difference of a kernel": {[]string{conv + ".diff [4 2 3 3]"}, sdxlBase, "=-=--=---"},
+		"bias":                   {[]string{plain + ".lora_down.weight [2 4]", plain + ".lora_up.weight [4 2]", plain + ".diff_b [4]"}, fluxBase, "===--==--"},
+		"norm":                   {[]string{norm + ".w_norm [6]", norm + ".b_norm [6]"}, sdxlBase, "=-=--=---"},
+		"IA3 of inputs":          {[]string{plain + ".weight [4]", plain + ".on_input =1"}, fluxBase, "=----=---"},
+		"IA3 of outputs":         {[]string{plain + ".weight [4]", plain + ".on_input =0"}, fluxBase, "=----=---"},
+		"IA3 of inputs, fused":   {[]string{qkv + ".weight [4]", qkv + ".on_input =1"}, fluxBase, "=----=---"},
+		"IA3 of outputs, fused":  {[]string{qkv + ".weight [12]", qkv + ".on_input =0"}, fluxBase, "=----=---"},
+		"GLoRA":                  {[]string{plain + ".a1.weight [4 2]", plain + ".a2.weight [2 4]", plain + ".b1.weight [4 2]", plain + ".b2.weight [2 4]", plain + ".alpha =1"}, fluxBase, "=-=--=---"},
+		"GLoRA, old":             {[]string{plain + ".a2.weight [4 2]", plain + ".a1.weight [2 4]", plain + ".b2.weight [4 2]", plain + ".b1.weight [2 4]", plain + ".alpha =1"}, fluxBase, "=-=--=---"},
+		"GLoRA of a kernel":      {[]string{conv + ".a1.weight [2 1 1 1]", conv + ".a2.weight [1 2 1 1]", conv + ".b1.weight [4 1 1 1]", conv + ".b2.weight [1 2 3 3]", conv + ".alpha =1"}, sdxlBase, "=-=--=---"},
+		"GLoRA, fused":           {[]string{qkv + ".a1.weight [4 2]", qkv + ".a2.weight [2 4]", qkv + ".b1.weight [12 2]", qkv + ".b2.weight [2 4]", qkv + ".alpha =1"}, fluxBase, "=-=--=---"},
+		"OFT":                    {[]string{plain + ".oft_blocks [2 2 2]", plain + ".alpha =0.01"}, fluxBase, "=-=--=---"},
+		"OFT, rescaled":          {[]string{plain + ".oft_blocks [2 2 2]", plain + ".rescale [4 1]"}, fluxBase, "=----=---"},
+		"OFT, fused":             {[]string{qkv + ".oft_blocks [6 2 2]"}, fluxBase, "=-=--=---"},
+		"OFT, fused, across":     {[]string{qkv + ".oft_blocks [2 6 6]"}, fluxBase, "=-=------"},
+		"OFT, fused, bound":      {[]string{qkv + ".oft_blocks [6 2 2]", qkv + ".alpha =0.01"}, fluxBase, "=-=--=---"},
+		"OFT, swapped":           {[]string{final + ".oft_blocks [4 2 2]"}, fluxBase, "=-=--=---"},
+		"BOFT":                   {[]string{plain + ".oft_blocks [2 2 2 2]"}, fluxBase, "=-=--=---"},
+		"BOFT, fused":            {[]string{qkv + ".oft_blocks [2 6 2 2]"}, fluxBase, "=-=------"},
+		"OFT of inputs":          {[]string{"lora_transformer_transformer_blocks_0_attn_to_out_0.oft_R.weight [2 1]"}, fluxBase, "----=----"},
+		"OFT of inputs, parts":   {parts(".oft_R.weight [2 1]", ".oft_R.scaled_oft =1"), fluxBase, "----=----"},
+		"OFT of inputs, kernel":  {[]string{"lora_unet_down_blocks_1_resnets_0_conv_shortcut.oft_R.weight [2 3]"}, sdxlBase, "----=----"},
+		"DoRA":                   {[]string{plain + ".lora_down.weight [2 4]", plain + ".lora_up.weight [4 2]", plain + ".dora_scale [4 1]"}, fluxBase, "======---"},
+		"DoRA, fused":            {[]string{qkv + ".lora_down.weight [2 4]", qkv + ".lora_up.weight [12 2]", qkv + ".dora_scale [12 1]"}, fluxBase, "======---"},
+		"DoRA of inputs":         {[]string{plain + ".lora_down.weight [2 4]", plain + ".lora_up.weight [4 2]", plain + ".dora_scale [1 4]"}, fluxBase, "=-=-==---"},
+		"DoRA of inputs, fused":  {[]string{qkv + ".lora_down.weight [2 4]", qkv + ".lora_up.weight [12 2]", qkv + ".dora_scale [1 4]"}, fluxBase, "=-=------"},
+		"DoRA of inputs, parts":  {parts(".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".dora_scale [1 4]"), fluxBase, "----==---"},
+		"DoRA of a kernel":       {[]string{conv + ".lora_down.weight [3 2 3 3]", conv + ".lora_up.weight [4 3 1 1]", conv + ".dora_scale [4 1 1 1]"}, sdxlBase, "======---"},
+		"replaced norm":          {[]string{"double_blocks.0.img_attn.norm.query_norm.scale [4]", "double_blocks.0.img_attn.proj.lora_A.weight [2 4]", "double_blocks.0.img_attn.proj.lora_B.weight [4 2]"}, fluxBase, "--=---=--"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := decode(t, tensors(t, c.specs...), nil, c.base)
+			want := applied.To(t, a, c.base)
+			got := ""
+			for _, to := range order {
+				f, err := Encode(a, to, EncodeOptions{})
+				if err != nil {
+					if x := finding.Of(err); x == nil || x.Code != "adapter.unsupported_feature" || x.Hint == "" {
+						t.Errorf("%s: %v is no refusal with a hint", to, err)
+					}
+					t.Logf("%s: %v", to, err)
+					got += "-"
+					continue
+				}
+				b := decode(t, memory(t, f.Weights), f.Metadata, c.base)
+				close(t, to, applied.To(t, b, c.base), want)
+				sign := "="
+				for _, u := range b.Updates {
+					if u.Kind == adapter.LowRank && !slices.ContainsFunc(a.Updates, func(v adapter.Update) bool { return v.Kind == adapter.LowRank }) {
+						sign = "~"
+					}
+				}
+				got += sign
+				from := a.Dialect
+				if to == "onetrainer" {
+					from = to // of a unet, its files are read as kohya's
+				}
+				back, err := Encode(b, from, EncodeOptions{})
+				if err != nil {
+					t.Errorf("%s and back: %v", to, err)
+					continue
+				}
+				close(t, to+" and back", applied.To(t, decode(t, memory(t, back.Weights), back.Metadata, c.base), c.base), want)
+			}
+			if got != c.want {
+				t.Errorf("got %q, expected %q for %s", got, c.want, strings.Join(order, ", "))
+			}
+		})
+	}
+}
+
+// close compares the tensors of merged bases.
+func close(t *testing.T, where string, got, want map[string][]float64) {
+	t.Helper()
+	for name, w := range want {
+		for i, x := range w {
+			if d := math.Abs(got[name][i] - x); d > 4e-6 || math.IsNaN(d) {
+				t.Errorf("%s: %s[%d] is %v, expected %v", where, name, i, got[name][i], x)
+				break
+			}
+		}
+	}
+}
