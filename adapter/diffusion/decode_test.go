@@ -3,44 +3,21 @@ package diffusion
 import (
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
 
-// tensors makes tensors of distinct values from names with shapes: "a.alpha", "b [2 3]".
 func tensors(t *testing.T, specs ...string) []tensor.Tensor {
 	t.Helper()
-	r := rand.New(rand.NewPCG(5, 6))
-	var out []adapter.Weight
-	for _, s := range specs {
-		name, dims, _ := strings.Cut(s, " ")
-		switch {
-		case dims == "":
-			out = append(out, alphaTensor(name, 4))
-		case strings.HasPrefix(dims, "="):
-			var v float32
-			fmt.Sscan(dims[1:], &v)
-			out = append(out, alphaTensor(name, v))
-		default:
-			var shape []int64
-			for d := range strings.SplitSeq(strings.Trim(dims, "[]"), " ") {
-				var n int64
-				fmt.Sscan(d, &n)
-				shape = append(shape, n)
-			}
-			out = append(out, weight(r, name, shape...))
-		}
-	}
-	return memory(t, out)
+	return applied.File(t, specs...)
 }
 
 func pair(module, down, up string, out, in int) []string {

@@ -1,7 +1,6 @@
 package diffusion
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -10,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -17,21 +17,7 @@ import (
 // memory puts weights into tensors of one file.
 func memory(t *testing.T, weights []adapter.Weight) []tensor.Tensor {
 	t.Helper()
-	var data []byte
-	out := make([]tensor.Tensor, len(weights))
-	for i, w := range weights {
-		b, err := w.Bytes()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out[i] = tensor.Tensor{Spec: w.Spec, Off: int64(len(data)), Size: int64(len(b))}
-		data = append(data, b...)
-	}
-	src := bytes.NewReader(data)
-	for i := range out {
-		out[i].Src = src
-	}
-	return out
+	return applied.Stored(t, weights)
 }
 
 // weight is a tensor of distinct values with few bits.

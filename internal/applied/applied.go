@@ -3,8 +3,13 @@
 package applied
 
 import (
+	"bytes"
+	"encoding/binary"
+	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
@@ -79,3 +84,92 @@ func apply(t testing.TB, u *adapter.Update, p naming.Place, shape tensor.Shape, 
 	}
 	op.Exact(values, 0)
 }
+
+// File makes tensors of distinct values with few bits, as those of a file in memory, from names with shapes
+// ("a.lora_A.weight [2 3]"), with one number ("a.alpha =0.5"), or with the alpha 4 ("a.alpha").
+func File(t testing.TB, specs ...string) []tensor.Tensor {
+	t.Helper()
+	r := rand.New(rand.NewPCG(5, 6))
+	return file(t, specs, func() float32 { return float32(r.IntN(2001)-1000) / 1024 })
+}
+
+// Precise is File with values whose products are rounded.
+func Precise(t testing.TB, specs ...string) []tensor.Tensor {
+	t.Helper()
+	r := rand.New(rand.NewPCG(7, 8))
+	return file(t, specs, func() float32 { return float32(r.NormFloat64()) / 2 })
+}
+
+func file(t testing.TB, specs []string, value func() float32) []tensor.Tensor {
+	t.Helper()
+	var data []byte
+	var out []tensor.Tensor
+	for _, s := range specs {
+		name, dims, _ := strings.Cut(s, " ")
+		shape, values := tensor.Shape{}, []float32{4}
+		switch number, ok := strings.CutPrefix(dims, "="); {
+		case ok:
+			x, err := strconv.ParseFloat(number, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			values[0] = float32(x)
+		case dims != "":
+			n := int64(1)
+			for _, d := range strings.Fields(strings.Trim(dims, "[]")) {
+				k, err := strconv.ParseInt(d, 10, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				shape, n = append(shape, k), n*k
+			}
+			values = make([]float32, n)
+			for i := range values {
+				values[i] = value()
+			}
+		}
+		x := tensor.Tensor{Spec: tensor.Spec{Name: name, DType: tensor.F32, Shape: shape}, Off: int64(len(data)), Size: int64(4 * len(values))}
+		for _, v := range values {
+			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
+		}
+		out = append(out, x)
+	}
+	src := bytes.NewReader(data)
+	for i := range out {
+		out[i].Src = src
+	}
+	return out
+}
+
+// Stored puts weights into tensors of one file in memory.
+func Stored(t testing.TB, weights []adapter.Weight) []tensor.Tensor {
+	t.Helper()
+	var data []byte
+	out := make([]tensor.Tensor, len(weights))
+	for i, w := range weights {
+		b, err := w.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = tensor.Tensor{Spec: w.Spec, Off: int64(len(data)), Size: int64(len(b))}
+		data = append(data, b...)
+	}
+	src := bytes.NewReader(data)
+	for i := range out {
+		out[i].Src = src
+	}
+	return out
+}
+
+// Flux is a part of Flux.1, and SDXL one of a unet.
+var (
+	Flux = Base{
+		"double_blocks.0.img_attn.qkv.weight": {12, 4}, "double_blocks.0.img_attn.qkv.bias": {12}, "double_blocks.0.img_attn.proj.weight": {4, 4}, "double_blocks.0.img_attn.proj.bias": {4},
+		"double_blocks.0.txt_attn.qkv.weight": {12, 4}, "double_blocks.0.txt_attn.proj.weight": {4, 4},
+		"final_layer.adaLN_modulation.1.weight": {8, 4}, "double_blocks.0.img_attn.norm.query_norm.scale": {4},
+	}
+	SDXL = Base{
+		"model.diffusion_model.input_blocks.1.0.in_layers.2.weight": {4, 2, 3, 3}, "model.diffusion_model.input_blocks.1.0.in_layers.0.weight": {6}, "model.diffusion_model.input_blocks.1.0.in_layers.0.bias": {6},
+		"model.diffusion_model.input_blocks.4.1.proj_in.weight": {4, 4}, "model.diffusion_model.input_blocks.4.0.skip_connection.weight": {4, 6, 1, 1},
+	}
+)
