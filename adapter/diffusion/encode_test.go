@@ -107,6 +107,30 @@ func TestRanks(t *testing.T) {
 	}
 }
 
+// TestGroupedHeads cuts the projection of Lumina 2, whose keys and values have a third of the queries' heads, and
+// leaves that of Flux.2's feed-forward whole.
+func TestGroupedHeads(t *testing.T) {
+	const fused = "lora_unet_layers_3_attention_qkv"
+	b := make([]float32, 10) // two rows a head group: 6 of q, 2 of k, 2 of v
+	for i := range b {
+		b[i] = float32(i)
+	}
+	got, _ := through(t, []tensor.Tensor{
+		values(t, fused+".lora_down.weight", tensor.Shape{1, 2}, 1, 2), values(t, fused+".lora_up.weight", tensor.Shape{10, 1}, b...),
+		values(t, "lora_unet_layers_3_adaLN_modulation_1.lora_down.weight", tensor.Shape{1, 2}, 1, 2), values(t, "lora_unet_layers_3_adaLN_modulation_1.lora_up.weight", tensor.Shape{4, 1}, 1, 2, 3, 4),
+	}, nil, "diffusers")
+	for name, want := range map[string][]float32{"to_q": b[:6], "to_k": b[6:8], "to_v": b[8:]} {
+		if v := floats(t, got["transformer.layers.3.attn."+name+".lora_B.weight"]); !slices.Equal(v, want) {
+			t.Errorf("%s: %v, expected %v", name, v, want)
+		}
+	}
+	const gated = "transformer.transformer_blocks.0.ff.linear_in"
+	back, _ := through(t, tensors(t, gated+".lora_A.weight [2 3]", gated+".lora_B.weight [6 2]"), nil, "kohya")
+	if x, ok := back["lora_unet_double_blocks_0_img_mlp_0.lora_up.weight"]; !ok || x.Shape[0] != 6 {
+		t.Errorf("%s became %v", gated, back)
+	}
+}
+
 // TestPeerErrors are conversions that other tools get wrong.
 func TestPeerErrors(t *testing.T) {
 	const final, embed = "lora_unet_final_layer_adaLN_modulation_1", "lora_unet_img_in"

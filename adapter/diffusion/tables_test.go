@@ -2,6 +2,7 @@ package diffusion
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/tensor"
 )
@@ -17,9 +19,10 @@ import (
 // A row of a table of the corpus: one module of diffusers, and where it is in the original checkpoint.
 type row struct {
 	kohya, diffusers, original, kind string
+	stored                           string // the tensor of the original checkpoint
 	dims                             []int64
 	first, rows, whole               int64 // its rows in the original's weight, in units of this test
-	fused, swap                      bool
+	fused, swap, transposed          bool
 }
 
 // readTable reads a table. Sizes shrink to the fewest rows that keep the proportions of a fused weight's parts.
@@ -47,7 +50,15 @@ func readTable(t *testing.T, file string) []row {
 			var dim int64
 			fmt.Sscanf(f[5], "%d:%d:%d", &dim, &r.first, &r.rows)
 		}
-		r.swap = strings.Contains(strings.ToLower(f[7]), "swap")
+		note := strings.ToLower(f[7])
+		r.transposed, r.stored = strings.Contains(note, "transposed"), f[2]+".weight"
+		switch {
+		case r.transposed:
+			r.stored = f[2]
+		case strings.Contains(note, "in_proj_weight"):
+			r.stored = f[2] + "_weight"
+		}
+		r.swap = strings.Contains(note, "swap")
 		byOriginal[r.original] = append(byOriginal[r.original], len(rows))
 		rows = append(rows, r)
 	}
@@ -302,6 +313,77 @@ func checkTable(t *testing.T, table, file string) {
 			}
 			same(t, adjust(deltas(t, read(back, f.Metadata))), want, 2e-6)
 		}
+	}
+}
+
+// TestTablePlaces applies files that are built from the tables to checkpoints in the names of the original and of
+// diffusers, and computes with the tables alone what changes there: rows of fused weights, halves, a transposed
+// projection.
+func TestTablePlaces(t *testing.T) {
+	for table, family := range map[string]string{
+		"sd15_unet": "sd15", "sd2_openclip_h": "sd2", "sdxl_unet": "sdxl", "sdxl_clip_l": "sdxl", "sdxl_openclip_g": "sdxl", "sdxl_refiner_unet": "sdxl-refiner",
+		"sd3_medium": "sd3-medium", "sd35_medium": "sd3.5-medium", "flux1": "flux1", "t5xxl_flux": "flux1", "chroma": "chroma", "flux2_klein_4b": "flux2-klein-4b",
+		"wan21_i2v_14b": "wan2.1-14b", "qwen_image": "qwen-image",
+	} {
+		t.Run(table, func(t *testing.T) {
+			t.Parallel()
+			rows := readTable(t, corpus.Path(t, "keys", table+".tsv"))
+			weights, want := build("kohya", spellers(table)["kohya"], rows)
+			a, err := Decode("file", "file", memory(t, weights), nil, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			folder, _, _ := strings.Cut(rows[0].diffusers, ".")
+			a.Arch = family
+			for i := range a.Updates { // a text encoder alone may be any family's
+				_, path, _ := strings.Cut(a.Updates[i].Module, ".")
+				a.Updates[i].Module = folder + "." + path
+			}
+			originals, renamed := applied.Base{}, applied.Base{}
+			for _, r := range rows {
+				shape := tensor.Shape{r.whole, 2}
+				shape = append(shape, r.dims[min(2, len(r.dims)):]...)
+				originals[r.stored] = shape
+				if r.transposed {
+					originals[r.stored] = tensor.Shape{2, r.whole}
+				}
+				shape = slices.Clone(shape)
+				shape[0] = r.rows
+				renamed[r.diffusers+".weight"] = shape
+			}
+			none := &adapter.Adapter{Arch: family}
+			changed := func(base applied.Base) (after, before map[string][]float64) {
+				return applied.To(t, a, base), applied.To(t, none, base)
+			}
+			after, before := changed(renamed)
+			for name, delta := range want {
+				for i, x := range delta {
+					if math.Abs(after[name][i]-before[name][i]-x) > 1e-9 {
+						t.Fatalf("%s[%d]", name, i)
+					}
+				}
+			}
+			after, before = changed(originals)
+			for _, r := range rows {
+				delta := want[r.diffusers+".weight"]
+				cols := int64(len(delta)) / r.rows
+				for i := range r.rows {
+					for j := range cols {
+						to := i
+						if r.swap {
+							to = (i + r.rows/2) % r.rows
+						}
+						at := (r.first+to)*cols + j
+						if r.transposed {
+							at = j*r.whole + i
+						}
+						if math.Abs(after[r.stored][at]-before[r.stored][at]-delta[i*cols+j]) > 1e-9 {
+							t.Fatalf("%s: row %d of %s, column %d", r.stored, i, r.diffusers, j)
+						}
+					}
+				}
+			}
+		})
 	}
 }
 
