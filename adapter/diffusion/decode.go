@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
@@ -68,12 +69,8 @@ func Decode(path, file string, tensors []tensor.Tensor, metadata [][2]string, op
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range rest {
-		if !ignored(name) {
-			return nil, finding.Errorf("adapter.unexpected_tensor", file, "not a part of an adapter this program knows").In(name).
-				Hinted("remove the tensor if it belongs to something else")
-		}
-		d.findings = append(d.findings, *finding.Warnf("adapter.unexpected_tensor", file, "no part of the weights' change, not used").In(name))
+	if err := d.rest(rest); err != nil {
+		return nil, err
 	}
 	if d.sites = sites; len(sites) == 0 {
 		return nil, finding.Errorf("adapter.empty_adapter", file, "the file holds no update")
@@ -88,7 +85,9 @@ func Decode(path, file string, tensors []tensor.Tensor, metadata [][2]string, op
 	for i := range tensors {
 		names[i] = tensors[i].Name
 	}
-	a := &adapter.Adapter{Path: path, Dialect: dialectOf(names, metadata), Space: naming.Diffusers}
+	seen := featuresOf(names, metadata)
+	d.mixed(seen)
+	a := &adapter.Adapter{Path: path, Dialect: seen.dialect, Space: naming.Diffusers}
 	if d.family == nil {
 		a.Space = naming.HF
 	} else {
@@ -113,9 +112,60 @@ func Decode(path, file string, tensors []tensor.Tensor, metadata [][2]string, op
 	return a, nil
 }
 
+// rest deals with tensors that are no part of an adapter: what tools leave beside one is not used, and anything else
+// is an error, or with AllowUnmatched a warning.
+func (d *decoder) rest(names []string) error {
+	var strange []string
+	for _, name := range names {
+		if ignored(name) {
+			d.findings = append(d.findings, *finding.Warnf("adapter.unexpected_tensor", d.file, "no part of the weights' change, not used").In(name))
+			continue
+		}
+		strange = append(strange, name)
+	}
+	if len(strange) == 0 {
+		return nil
+	}
+	f := finding.Errorf("adapter.unexpected_tensor", d.file, "%d tensors are not a part of an adapter this program knows", len(strange)).In(strange[0])
+	if len(strange) == 1 {
+		f.Message = "not a part of an adapter this program knows"
+	}
+	var quoted []string
+	for _, name := range strange[:min(listed, len(strange))] {
+		quoted = append(quoted, strconv.Quote(name))
+	}
+	if more := len(strange) - listed; more > 0 {
+		quoted = append(quoted, fmt.Sprintf("and %d more", more))
+	}
+	f.Expected(strings.Join(quoted, ", "), "names that end in a suffix such as .lora_down.weight, .lora_A.weight, .lokr_w1 or .diff").
+		Hinted("remove the tensors if they belong to something else; --allow-unmatched leaves them out")
+	if !d.opt.AllowUnmatched {
+		return f
+	}
+	f.Level = finding.Warning
+	d.findings = append(d.findings, *f)
+	return nil
+}
+
 // ignored are tensors that tools leave beside an adapter: trained embeddings and sliders' own state.
 func ignored(name string) bool {
 	return strings.HasPrefix(name, "bundle_emb.") || strings.HasPrefix(name, "_aux.") || name == "lora_controlnet"
+}
+
+// mixed says so where names of several dialects stand in one file, with the evidence for each. Every name is read as
+// what it is.
+func (d *decoder) mixed(seen features) {
+	var found []string
+	for _, v := range seen.voices {
+		found = append(found, fmt.Sprintf("%s: %d names (%q)", v.of, v.count, v.first))
+	}
+	if len(found) > 1 {
+		d.findings = append(d.findings, finding.Finding{
+			Code: "adapter.ambiguous_dialect", Level: finding.Info, File: d.file,
+			Message: fmt.Sprintf("the names speak for several dialects, each is read as it is written; the file counts as %s", seen.dialect),
+			Got:     strings.Join(found, "; "), Want: "names of one dialect",
+		})
+	}
 }
 
 func (d *decoder) errorf(reason string, t *tensor.Tensor, format string, args ...any) *finding.Finding {

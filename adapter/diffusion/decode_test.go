@@ -197,6 +197,51 @@ func TestAllowUnmatched(t *testing.T) {
 	}
 }
 
+// TestUnknown lists all that is not known with what is most like it, and drops it only where that is allowed.
+func TestUnknown(t *testing.T) {
+	specs := pair("lora_unet_double_blocks_0_img_attn_qkv", ".lora_down.weight", ".lora_up.weight", 6, 4)
+	for i := range 9 {
+		specs = append(specs, pair(fmt.Sprintf("lora_unet_double_blocks_%d_img_atn_proj", i), ".lora_down.weight", ".lora_up.weight", 6, 4)...)
+	}
+	_, err := Decode("file", "file", tensors(t, specs...), nil, Options{})
+	f := finding.Of(err)
+	if f == nil || f.Code != "adapter.unknown_module" || !strings.Contains(f.Message, "9 of 10") || !strings.Contains(f.Got, `"double_blocks_3_img_atn_proj" (nearest "double_blocks_3_img_attn_proj")`) ||
+		!strings.Contains(f.Got, "and 1 more") || !strings.Contains(f.Hint, "--allow-unmatched") {
+		t.Errorf("got %+v", f)
+	}
+	strange := append(slices.Clone(specs[:2]), "optimizer.step [1]", "optimizer.moment [2 2]")
+	_, err = Decode("file", "file", tensors(t, strange...), nil, Options{})
+	if f := finding.Of(err); f == nil || f.Code != "adapter.unexpected_tensor" || !strings.Contains(f.Message, "2 tensors") || !strings.Contains(f.Got, "optimizer.moment") {
+		t.Errorf("got %+v", f)
+	}
+	a, err := Decode("file", "file", tensors(t, strange...), nil, Options{AllowUnmatched: true})
+	if err != nil || len(a.Updates) != 3 || !slices.ContainsFunc(a.Findings, func(f finding.Finding) bool {
+		return f.Level == finding.Warning && f.Code == "adapter.unexpected_tensor"
+	}) {
+		t.Errorf("got %v, %v", a, err)
+	}
+}
+
+// TestMixed names every dialect that a file's names speak for.
+func TestMixed(t *testing.T) {
+	specs := append(pair("lora_unet_double_blocks_0_img_attn_qkv", ".lora_down.weight", ".lora_up.weight", 6, 4),
+		pair("diffusion_model.double_blocks.1.img_attn.qkv", ".lora_A.weight", ".lora_B.weight", 6, 4)...)
+	a, err := Decode("file", "file", tensors(t, specs...), nil, Options{})
+	if err != nil || len(a.Updates) != 6 {
+		t.Fatalf("got %v, %v", a, err)
+	}
+	i := slices.IndexFunc(a.Findings, func(f finding.Finding) bool { return f.Code == "adapter.ambiguous_dialect" })
+	if i < 0 || !strings.Contains(a.Findings[i].Got, `kohya: 2 names ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight")`) || !strings.Contains(a.Findings[i].Got, "comfyui: 2 names") {
+		t.Errorf("got %+v", a.Findings)
+	}
+	// The same module in two dialects, with different factors, is an error.
+	specs[2] = "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight [2 4]"
+	specs[3] = "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight [6 2]"
+	if _, err := Decode("file", "file", tensors(t, specs...), nil, Options{}); finding.Of(err) == nil || finding.Of(err).Code != "adapter.duplicate_target" {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestTwice applies once what a file says twice, as those of one Z-Image trainer do.
 func TestTwice(t *testing.T) {
 	fused := tensors(t, pair("lora_unet_layers_0_attention_qkv", ".lora_down.weight", ".lora_up.weight", 6, 4)...)

@@ -187,6 +187,22 @@ type features struct {
 	dialect     string
 	count, flat int
 	first       string
+	voices      []voice // the forms of names, in the order of their first ones
+}
+
+// A voice is the names of one form.
+type voice struct {
+	of, first string
+	count     int
+}
+
+func (f *features) hear(of, name string) {
+	i := slices.IndexFunc(f.voices, func(v voice) bool { return v.of == of })
+	if i < 0 {
+		i = len(f.voices)
+		f.voices = append(f.voices, voice{of: of, first: name})
+	}
+	f.voices[i].count++
 }
 
 func featuresOf(names []string, metadata [][2]string) features {
@@ -207,21 +223,30 @@ func featuresOf(names []string, metadata [][2]string) features {
 			switch k.prefix {
 			case "lora_transformer_":
 				transformer++
+				f.hear("onetrainer", name)
 			case "lycoris_":
 				wrapped++
+				f.hear("lycoris", name)
+			case "lora_unet_", "lora_unet__", "lora_prior_unet_":
+				f.hear("kohya", name)
 			}
 		case strings.Contains(name, ".processor.") && strings.Contains(name, "_blocks.") && k.prefix == "" && !strings.Contains(name, "attentions."):
 			processor++
+			f.hear("xlabs", name)
 		case strings.HasPrefix(k.suffix, "_lora.") || strings.HasPrefix(k.suffix, ".lora.") || strings.HasPrefix(k.suffix, ".lora_linear_layer."):
 			old++
+			f.hear("diffusers-old", name)
 		case strings.HasSuffix(k.prefix, "diffusion_model.") || strings.HasPrefix(k.prefix, "text_encoders."):
 			native++
+			f.hear("comfyui", name)
 		case k.prefix == "":
 			if bare++; strings.HasPrefix(k.body, "double_blocks.") || strings.HasPrefix(k.body, "single_blocks.") {
 				blocks++
 			}
+			f.hear("no prefix", name)
 		default:
 			prefixed++
+			f.hear("diffusers", name)
 		}
 		switch {
 		case k.role == roleAlpha:

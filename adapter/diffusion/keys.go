@@ -79,12 +79,14 @@ type key struct {
 }
 
 // infix is the name of the adapter that PEFT leaves in raw files: lora_A.default.weight.
-var infix = regexp.MustCompile(`\.(lora_[AB]|lora_magnitude_vector)\.[^.]+\.(weight|bias)$`)
+var infix = regexp.MustCompile(`^\.(lora_[AB]|lora_magnitude_vector)\.[^.]+\.(weight|bias)$`)
 
 // parse takes a name apart. It is false for what is no part of an adapter.
 func parse(name string) (key, bool) {
-	if m := infix.FindStringSubmatch(name[max(0, len(name)-80):]); m != nil {
-		name = strings.TrimSuffix(name, m[0]) + "." + m[1] + "." + m[2]
+	if i := strings.LastIndex(name, ".lora_"); i >= 0 {
+		if m := infix.FindStringSubmatch(name[i:]); m != nil {
+			name = name[:i] + "." + m[1] + "." + m[2]
+		}
 	}
 	k := key{at: denoiser}
 	for _, p := range prefixes {

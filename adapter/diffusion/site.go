@@ -199,19 +199,35 @@ func (d *decoder) resolve() error {
 	return d.unknown(missing, family)
 }
 
-// unknown is the error for modules that no table knows.
+// listed is how many unknown names an error lists.
+const listed = 8
+
+// unknown is the error for modules that no table knows. It lists them with the known ones most like them.
 func (d *decoder) unknown(missing []*site, family *naming.DiffusionFamily) error {
-	s := missing[0]
-	f := finding.Errorf("adapter.unknown_module", d.file, "%d of %d modules are not known", len(missing), len(d.sites)).In(s.first)
-	f.Module = s.body
+	f := finding.Errorf("adapter.unknown_module", d.file, "%d of %d modules are not known", len(missing), len(d.sites)).In(missing[0].first)
+	f.Module = missing[0].body
+	var names []string
+	for _, s := range missing[:min(listed, len(missing))] {
+		name := strconv.Quote(s.body)
+		if family != nil {
+			if near := nearest(family, s); near != "" {
+				name += " (nearest " + near + ")"
+			}
+		}
+		names = append(names, name)
+	}
+	if more := len(missing) - listed; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
 	want := "modules of a known family"
 	if family != nil {
 		want = "modules of " + family.Name
-		if near := nearest(family, s); near != "" {
-			want += ", such as " + near
-		}
 	}
-	return f.Expected(strconv.Quote(s.body), want).Hinted("name the base model with --base: any module of its header is then understood")
+	hint := "name the base model with --base: any module of its header is then understood"
+	if family != nil && len(missing) < len(d.sites) {
+		hint += "; --allow-unmatched leaves them out"
+	}
+	return f.Expected(strings.Join(names, ", "), want).Hinted(hint)
 }
 
 // nearest is the module of the family most like a site's.
