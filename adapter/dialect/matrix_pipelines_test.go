@@ -298,7 +298,7 @@ func pipelineTable(t *testing.T, doc *bytes.Buffer) {
 			}
 			if there, err := k.pass(t, a, to); err == nil {
 				cell = k.verdict(t, there, a)
-			} else if low, _, e := lowrank.Convert(a, 2, 0); e != nil {
+			} else if low, _, e := lowrank.Convert(t.Context(), a, lowrank.Options{Limits: lowrank.Limits{Rank: 2}}); e != nil {
 				cell = n.refusal(t, to, err)
 			} else if _, err := k.pass(t, low, to); err != nil {
 				cell = n.refusal(t, to, err)
