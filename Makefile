@@ -74,6 +74,7 @@ fuzz:
 bench: build
 	$(GO) test -run '^$$' -bench . ./internal/kernel ./quant ./merge ./formats/safetensors ./cmd/loratool
 	$(GO) run ./internal/bench -loratool $(BIN) -layers 5 -runs 5
+	$(GO) run ./internal/bench -loratool $(BIN) -convert -runs 5
 
 # Assembly is generated and checked in; this must leave the tree clean.
 generate:

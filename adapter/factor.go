@@ -2,6 +2,7 @@ package adapter
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/loratool/loratool/tensor"
 )
@@ -19,6 +20,7 @@ type Factor struct {
 	// factor have none.
 	Kernel *Decomposed
 	load   func() ([]float32, error)
+	fresh  bool // load returns values that no one else holds
 }
 
 // Present reports whether the factor was set.
@@ -34,9 +36,10 @@ func (f Factor) Load() ([]float32, error) {
 }
 
 // FromTensor is the factor that t holds, seen as rows × cols; t must be of a plain float type (or, with
-// decode, of any type decode understands) and have rows·cols elements.
+// decode, of any type decode understands) and have rows·cols elements. The values that decode returns become
+// the caller's.
 func FromTensor(t tensor.Tensor, rows, cols int64, decode func(t *tensor.Tensor) ([]float32, error)) Factor {
-	return Factor{Rows: rows, Cols: cols, Stored: &t, DType: t.DType, load: func() ([]float32, error) { return decode(&t) }}
+	return Factor{Rows: rows, Cols: cols, Stored: &t, DType: t.DType, fresh: true, load: func() ([]float32, error) { return decode(&t) }}
 }
 
 // FromValues is a factor held in memory.
@@ -51,23 +54,32 @@ func FromFunc(rows, cols int64, load func() ([]float32, error)) Factor {
 
 // Transpose is the factor with rows and columns exchanged.
 func (f Factor) Transpose() Factor {
-	return Factor{Rows: f.Cols, Cols: f.Rows, DType: f.DType, load: func() ([]float32, error) {
+	return Factor{Rows: f.Cols, Cols: f.Rows, DType: f.DType, fresh: true, load: func() ([]float32, error) {
 		v, err := f.Load()
 		if err != nil {
 			return nil, err
 		}
-		return transpose(v, int(f.Rows), int(f.Cols)), nil
+		defer f.done(v)
+		return transpose(floats.get(int64(len(v))), v, int(f.Rows), int(f.Cols)), nil
 	}}
+}
+
+// done gives values of the factor back that Load returned.
+func (f Factor) done(v []float32) {
+	if f.fresh {
+		floats.put(v)
+	}
 }
 
 // GatherRows is the factor whose row i is row index(i) of f, for i < rows.
 func (f Factor) GatherRows(rows int64, index func(int64) int64) Factor {
-	return Factor{Rows: rows, Cols: f.Cols, DType: f.DType, load: func() ([]float32, error) {
+	return Factor{Rows: rows, Cols: f.Cols, DType: f.DType, fresh: true, load: func() ([]float32, error) {
 		v, err := f.Load()
 		if err != nil {
 			return nil, err
 		}
-		out := make([]float32, rows*f.Cols)
+		defer f.done(v)
+		out := floats.get(rows * f.Cols)
 		for i := range rows {
 			copy(out[i*f.Cols:(i+1)*f.Cols], v[index(i)*f.Cols:])
 		}
@@ -82,16 +94,25 @@ func (f Factor) SliceRows(first, n int64) Factor {
 
 // Map is the factor with every value replaced by g of it.
 func (f Factor) Map(g func(float32) float32) Factor {
-	return Factor{Rows: f.Rows, Cols: f.Cols, load: func() ([]float32, error) {
+	return f.changed(func(v []float32) {
+		for i, x := range v {
+			v[i] = g(x)
+		}
+	})
+}
+
+// changed is the factor with its values changed in place.
+func (f Factor) changed(change func(v []float32)) Factor {
+	return Factor{Rows: f.Rows, Cols: f.Cols, fresh: true, load: func() ([]float32, error) {
 		v, err := f.Load()
 		if err != nil {
 			return nil, err
 		}
-		out := make([]float32, len(v))
-		for i, x := range v {
-			out[i] = g(x)
+		if !f.fresh {
+			v = slices.Clone(v)
 		}
-		return out, nil
+		change(v)
+		return v, nil
 	}}
 }
 
@@ -100,12 +121,16 @@ func (f Factor) Scaled(x float64) Factor {
 	if x == 1 {
 		return f
 	}
-	return f.Map(func(v float32) float32 { return float32(float64(v) * x) })
+	return f.changed(func(v []float32) {
+		for i, y := range v {
+			v[i] = float32(float64(y) * x)
+		}
+	})
 }
 
 // Stacked is the factor whose rows are those of all parts, which have the same number of columns.
 func Stacked(parts ...Factor) Factor {
-	f := Factor{Cols: parts[0].Cols, DType: parts[0].DType}
+	f := Factor{Cols: parts[0].Cols, DType: parts[0].DType, fresh: true}
 	for _, p := range parts {
 		f.Rows += p.Rows
 		if p.DType != f.DType {
@@ -113,13 +138,14 @@ func Stacked(parts ...Factor) Factor {
 		}
 	}
 	f.load = func() ([]float32, error) {
-		v := make([]float32, 0, f.Rows*f.Cols)
+		v := floats.get(f.Rows * f.Cols)[:0]
 		for _, p := range parts {
 			x, err := p.Load()
 			if err != nil {
 				return nil, err
 			}
 			v = append(v, x...)
+			p.done(x)
 		}
 		return v, nil
 	}
@@ -136,8 +162,8 @@ func (f Factor) Padded(rows int64) Factor {
 	return Stacked(f, zeros)
 }
 
-func transpose[T float32 | float64](v []T, rows, cols int) []T {
-	out := make([]T, len(v))
+// transpose writes the transpose of a matrix to out and returns it.
+func transpose[T float32 | float64](out, v []T, rows, cols int) []T {
 	const tile = 16 // so that reads and writes stay within the cache lines at hand
 	for i0 := 0; i0 < rows; i0 += tile {
 		for j0 := 0; j0 < cols; j0 += tile {

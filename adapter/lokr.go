@@ -42,7 +42,7 @@ func (k *kronecker) Load() error {
 		}
 		if k.transposed {
 			rows, cols := side.Shape()
-			v = transpose(v, int(rows), int(cols))
+			v = transpose(make([]float64, len(v)), v, int(rows), int(cols))
 		}
 		if i == 0 {
 			k.k1 = v

@@ -21,11 +21,12 @@ func ReadFloats(t *tensor.Tensor) ([]float32, error) {
 	if size, err := t.DType.Bytes(n); err != nil || size != t.Size {
 		return nil, finding.Errorf("adapter.shape_mismatch", "", "%d bytes do not hold the values of shape %v and type %s", t.Size, t.Shape, t.DType).In(t.Name)
 	}
-	b, err := t.Read()
-	if err != nil {
+	b := raw.get(t.Size)
+	defer raw.put(b)
+	if _, err := t.ReadAt(b, 0); err != nil {
 		return nil, err
 	}
-	v := make([]float32, n)
+	v := floats.get(n)
 	c.Decode(v, b)
 	return v, nil
 }
@@ -38,10 +39,12 @@ type Weight struct {
 }
 
 // Bytes loads the values and encodes them as the weight's type. Values that are stored in that type
-// already are copied.
+// already are copied. Recycle takes the bytes back.
 func (w Weight) Bytes() ([]byte, error) {
 	if s := w.Values.Stored; s != nil && s.DType == w.DType {
-		return s.Read()
+		b := raw.get(s.Size)
+		_, err := s.ReadAt(b, 0)
+		return b, err
 	}
 	v, err := w.Values.Load()
 	if err != nil {
@@ -55,7 +58,8 @@ func (w Weight) Bytes() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, n)
+	defer w.Values.done(v)
+	b := raw.get(n)
 	if err := c.Encode(b, v); err != nil {
 		if f := finding.Of(err); f != nil {
 			return nil, f.In(w.Name)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -170,13 +171,16 @@ func adapterTarget(c *cli.Context) (to string, server *target.Target, err error)
 	return to, server, nil
 }
 
-// writeAdapter puts the weights of an encoded adapter where its layout wants them, several at a time.
+// writeAdapter puts the weights of an encoded adapter where its layout wants them, several at a time. The heap
+// holds a few of them and little else, so that collecting it less often costs little memory and saves much
+// time.
 func writeAdapter(output string, out *dialect.Output, force bool) error {
 	w, err := layout.Create(output, out.Layout, force)
 	if err != nil {
 		return err
 	}
 	defer w.Abort()
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, x := range out.Weights {
@@ -185,6 +189,7 @@ func writeAdapter(output string, out *dialect.Output, force bool) error {
 			if err != nil {
 				return err
 			}
+			defer adapter.Recycle(b)
 			return w.WriteAt(i, b, 0)
 		})
 	}

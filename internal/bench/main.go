@@ -1,6 +1,6 @@
 // Command bench measures a merge against copying the same file, in one run, and prints the ratios that
 // docs/benchmarks.md records. It makes its own model: bfloat16 weights of llama-like shapes, and a PEFT
-// adapter on every linear layer.
+// adapter on every linear layer. With -convert it measures conversions of adapters.
 package main
 
 import (
@@ -28,7 +28,14 @@ func main() {
 	layers := flag.Int("layers", 6, "blocks of the model; one has 405 MB")
 	rank := flag.Int("rank", 16, "rank of the adapter")
 	runs := flag.Int("runs", 3, "runs of each")
+	convert := flag.Bool("convert", false, "measure conversions of adapters instead")
 	flag.Parse()
+	if *convert {
+		if err := benchConvert(*program, *dir, *runs); err != nil {
+			log.Fatal("bench: ", err)
+		}
+		return
+	}
 	if err := bench(*program, *dir, *layers, *rank, *runs); err != nil {
 		log.Fatal("bench: ", err)
 	}
@@ -112,14 +119,7 @@ func makeModel(path string, layers int) (int64, error) {
 	}
 	block := make([]byte, 2*len(v))
 	kernel.EncodeBF16(block, v)
-	return lay.Files[0].Size, write(path, lay, func(item int, w *layout.Writer) error {
-		for off := int64(0); off < lay.Items[item].Size; off += int64(len(block)) {
-			if err := w.WriteAt(item, block[:min(int64(len(block)), lay.Items[item].Size-off)], off); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return lay.Files[0].Size, write(path, lay, func(item int, w *layout.Writer) error { return fillItem(lay, item, w, block) })
 }
 
 // makeAdapter writes an adapter for every linear layer of some blocks; for none, one for a single layer.
