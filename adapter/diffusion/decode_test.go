@@ -276,6 +276,25 @@ func TestVocabulary(t *testing.T) {
 	if got, want := names(memory(t, f.Weights)), names(tensors(t, specs...)); got != want {
 		t.Errorf("comes back as\n%s\nexpected\n%s", got, want)
 	}
+	// Other dialects in the original's names take it, and other algorithms than plain LoRA.
+	const block = "lora_unet_mix_up_layers_0_conv"
+	all := append(slices.Clone(specs), block+".lokr_w1 [2 2]", block+".lokr_w2 [2 3 3 3]", block+".diff_b [4]", "lora_unet_mix_up_norm.w_norm [3]")
+	modules := base("model.diffusion_model.mix_up.layers.0.to_q", "model.diffusion_model.mix_up.layers.0.conv", "model.diffusion_model.mix_up.norm")
+	if a, err = Decode("file", "file", tensors(t, all...), nil, Options{Base: modules}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = Encode(a, "comfyui", EncodeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range all {
+		all[i] = strings.NewReplacer("lora_unet_mix_up_layers_0_", "diffusion_model.mix_up.layers.0.", "lora_unet_mix_up_norm", "diffusion_model.mix_up.norm").Replace(all[i])
+	}
+	if got, want := names(memory(t, f.Weights)), names(tensors(t, all...)); got != want {
+		t.Errorf("becomes\n%s\nexpected\n%s", got, want)
+	}
+	if _, err := Encode(a, "xlabs", EncodeOptions{}); finding.Of(err) == nil {
+		t.Errorf("xlabs: got %v", err)
+	}
 	for _, c := range []struct {
 		names []string
 		code  string

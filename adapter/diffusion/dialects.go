@@ -19,6 +19,7 @@ type Dialect struct {
 // A form is a dialect's choice in each dimension of a file's form.
 type form struct {
 	families []string // the only ones that it has names for; nil: all
+	anyBase  bool     // names of a base that no family knows will do: flattened, or the original checkpoint's
 	// prefix is what stands before a component's names. It is false where the dialect has no names for it.
 	prefix func(f *naming.DiffusionFamily, c *naming.DiffusionComponent) (string, bool)
 	body   func(c *naming.DiffusionComponent) naming.Body // of each component; the original one is fused
@@ -61,7 +62,7 @@ var Dialects = []Dialect{
 	{"kohya", "a kohya file", &form{
 		prefix: func(_ *naming.DiffusionFamily, c *naming.DiffusionComponent) (string, bool) { return c.Kohya[0], true },
 		body:   func(c *naming.DiffusionComponent) naming.Body { return c.Flat },
-		flat:   true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale", inputs: true,
+		flat:   true, anyBase: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale", inputs: true,
 		bias: ".diff_b", kinds: lycorisKinds, decomposed: true, norms: true, turn: outputTurns,
 	}},
 	{"diffusers", "a diffusers file", &form{
@@ -69,12 +70,12 @@ var Dialects = []Dialect{
 		a: ".lora_A.weight", b: ".lora_B.weight", bias: ".lora_B.bias", magnitude: ".lora_magnitude_vector",
 	}},
 	{"comfyui", "a ComfyUI file", &form{
-		prefix: nativePrefix, body: nativeBody, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true,
+		prefix: nativePrefix, body: nativeBody, anyBase: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true,
 		bias: ".diff_b", set: ".set_weight", magnitude: ".dora_scale", inputs: true,
 		kinds: []adapter.Kind{adapter.LoHa, adapter.LoKr, adapter.Full, adapter.GLoRA, adapter.OFT}, decomposed: true, norms: true, turn: plainTurns,
 	}},
 	{"ai-toolkit", "an ai-toolkit file", &form{
-		prefix: nativePrefix, body: nativeBody, a: ".lora_A.weight", b: ".lora_B.weight", magnitude: ".magnitude", kinds: []adapter.Kind{adapter.LoKr},
+		prefix: nativePrefix, body: nativeBody, anyBase: true, a: ".lora_A.weight", b: ".lora_B.weight", magnitude: ".magnitude", kinds: []adapter.Kind{adapter.LoKr},
 	}},
 	{"onetrainer", "a OneTrainer file", &form{
 		prefix: mixedPrefix, body: renamed, flat: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true,
@@ -84,7 +85,7 @@ var Dialects = []Dialect{
 		prefix: func(_ *naming.DiffusionFamily, c *naming.DiffusionComponent) (string, bool) {
 			return "lycoris_", c.Native == "diffusion_model."
 		},
-		body: renamed, flat: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale", inputs: true,
+		body: renamed, flat: true, anyBase: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale", inputs: true,
 		bias: ".diff_b", kinds: lycorisKinds, decomposed: true, norms: true, turn: outputTurns,
 	}},
 	{"diffusers-old", "a file of diffusers' attention processors", &form{families: unets, prefix: folderPrefix, body: renamed, leaf: processors}},

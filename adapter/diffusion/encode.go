@@ -33,7 +33,7 @@ func Encode(a *adapter.Adapter, dialect string, opt EncodeOptions) (*Files, erro
 	if i < 0 {
 		return nil, finding.Errorf("convert.unknown_target", a.Path, "adapters of diffusion pipelines are not written as %q", dialect)
 	}
-	e := &encoder{a: a, form: Dialects[i].form, title: Dialects[i].Title, opt: opt, byModule: map[*naming.DiffusionModule]*group{}}
+	e := &encoder{a: a, form: Dialects[i].form, title: Dialects[i].Title, opt: opt, byModule: map[*naming.DiffusionModule]*group{}, kinds: map[adapter.Kind]bool{}}
 	if err := e.canonical(); err != nil {
 		return nil, err
 	}
@@ -60,13 +60,13 @@ type encoder struct {
 	ranks    map[string][]ranked // by component
 	dims     [][2]float64        // rank and alpha of every module
 	doras    int                 // how many of them have a magnitude
+	kinds    map[adapter.Kind]bool
 	findings []finding.Finding
 }
 
 // A group is what an adapter does to one module of the original checkpoint.
 type group struct {
 	name  naming.DiffusionName
-	alone string           // the module in the base's own names instead
 	low   []adapter.Update // of the weight, by part, of kind "" where there is none
 	bias  []adapter.Update
 	set   *adapter.Update
@@ -106,7 +106,7 @@ func (e *encoder) canonical() error {
 		switch {
 		case known == len(sites):
 			e.family = family
-		case e.a.Space == naming.HF && e.form.flat && known == 0 && e.a.Dialect == "kohya":
+		case e.a.Space == naming.HF && e.form.anyBase && known == 0 && slices.ContainsFunc(Dialects, func(d Dialect) bool { return d.Name == e.a.Dialect }):
 			return e.alone()
 		default:
 			d := &decoder{file: e.a.Path, sites: sites}
@@ -138,18 +138,26 @@ func (e *encoder) canonical() error {
 	return nil
 }
 
-// alone groups the updates of a base that no family knows: a flattened file comes out as it went in.
+// alone groups the updates of a base that no family knows, in the base's own names.
 func (e *encoder) alone() error {
-	byName := map[string]*group{}
+	c := &naming.DiffusionComponent{Folder: "transformer", Kohya: []string{"lora_unet_"}, Native: "diffusion_model.", Flat: naming.Original}
+	byName := map[string]*naming.DiffusionModule{}
 	for _, u := range e.a.Updates {
-		if u.Kind != adapter.LowRank || u.Param != "weight" {
-			return e.refuse(&u)
+		name := strings.TrimPrefix(strings.TrimPrefix(u.Module, "model."), "diffusion_model.")
+		m := byName[name]
+		if m == nil {
+			m = &naming.DiffusionModule{Original: name, Parts: []naming.DiffusionPart{{Module: name, Rows: 1}}, Kind: "linear"}
+			byName[name] = m
 		}
-		if byName[u.Module] != nil {
-			return e.a.Refuse(&u, "module %q has two low-rank updates", u.Module)
+		if k := u.KernelShape(); k != nil {
+			m.Shape = append([]int64{0, 0}, k...)
 		}
-		byName[u.Module] = &group{alone: u.Module, low: []adapter.Update{u}}
-		e.groups = append(e.groups, byName[u.Module])
+		if u.Kind == adapter.Bias && u.Param == "weight" {
+			m.Kind = "norm"
+		}
+		if err := e.place(naming.DiffusionName{Component: c, Module: m}, u, true); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -167,13 +175,6 @@ func (e *encoder) group(n naming.DiffusionName) *group {
 
 // write writes what a group holds in the target's spelling.
 func (e *encoder) write(g *group) error {
-	if g.alone != "" {
-		for _, p := range []string{"model.diffusion_model.", "diffusion_model."} {
-			g.alone = strings.TrimPrefix(g.alone, p)
-		}
-		s := spelling{"lora_unet_" + naming.Flatten(g.alone), e.form.a, e.form.b}
-		return e.factors(s, &g.low[0], kernelOf(g.low[0].A), "")
-	}
 	c, m := g.name.Component, g.name.Module
 	if e.form.body(c) == naming.Renamed {
 		if err := trim(g.low); err != nil {
@@ -247,6 +248,7 @@ func (e *encoder) part(c *naming.DiffusionComponent, m *naming.DiffusionModule, 
 		return e.a.Refuse(any, "%s has no name for module %q", e.title, c.Folder+"."+module)
 	}
 	kernel := m.Shape[min(2, len(m.Shape)):]
+	e.kinds[low.Kind] = true
 	switch low.Kind {
 	case "":
 	case adapter.LowRank, adapter.DoRA:
@@ -333,6 +335,9 @@ func (e *encoder) factors(s spelling, u *adapter.Update, kernel []int64, folder 
 // widened reports whether factors are for a layer with more inputs than the family's model has, which is filled
 // up with zeros: the inputs that a control image is given to.
 func (e *encoder) widened(u *adapter.Update) bool {
+	if e.family == nil {
+		return false
+	}
 	n, ok := e.family.Find(u.Module)
 	if !ok || n.Module.Original != "img_in" {
 		return false
@@ -362,14 +367,6 @@ func alphaOf(u *adapter.Update) float64 {
 		return u.Scale.Value * r
 	}
 	return u.Scale.Alpha
-}
-
-// kernelOf is the kernel of a factor that is stored as a convolution's.
-func kernelOf(f adapter.Factor) []int64 {
-	if f.Stored == nil || len(f.Stored.Shape) < 3 {
-		return nil
-	}
-	return f.Stored.Shape[2:]
 }
 
 func (e *encoder) put(name string, shape tensor.Shape, f adapter.Factor) {

@@ -2,8 +2,10 @@ package diffusion
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -216,7 +218,7 @@ func TestMetadata(t *testing.T) {
 	}
 	for key, want := range map[string]string{
 		"modelspec.title": "Style", "ss_tag_frequency": "{}", "ss_network_dim": "2", "ss_network_alpha": "1", "sshs_model_hash": hex.EncodeToString(h.Sum(nil)),
-		"sshs_legacy_hash": "", "modelspec.hash_sha256": "", "other": "", "format": "",
+		"sshs_legacy_hash": "e3b0c442" /* of nothing: the file ends before its first mebibyte */, "modelspec.hash_sha256": "", "other": "x", "format": "",
 	} {
 		if got := get(f, key); got != want {
 			t.Errorf("kohya: %s is %q, expected %q", key, got, want)
@@ -232,6 +234,56 @@ func TestMetadata(t *testing.T) {
 	}
 	if config["transformer.r"] != 2.0 || config["transformer.lora_alpha"] != 2.0 || get(f, "format") != "pt" || get(f, "modelspec.title") != "Style" || get(f, "sshs_model_hash") != "" {
 		t.Errorf("diffusers: %v", f.Metadata)
+	}
+}
+
+// TestLegacyHash compares the hash of a window of a file with that of a file written by hand.
+func TestLegacyHash(t *testing.T) {
+	const module = "lora_unet_double_blocks_0_img_attn_proj"
+	const in = 150000
+	ts := tensors(t, fmt.Sprintf("%s.lora_down.weight [2 %d]", module, in), module+".lora_up.weight [4 2]", module+".alpha =1")
+	_, f := through(t, ts, [][2]string{{"ss_output_name", "größer \"a\""}, {"ss_v2", "False"}, {"modelspec.title", "not hashed"}, {"sshs_legacy_hash", "old"}}, "kohya")
+	header := fmt.Sprintf(`{"__metadata__":{"ss_output_name":"größer \"a\"","ss_v2":"False"},`+
+		`"%[1]s.alpha":{"dtype":"F32","shape":[],"data_offsets":[0,4]},`+
+		`"%[1]s.lora_down.weight":{"dtype":"F32","shape":[2,%[2]d],"data_offsets":[4,%[3]d]},`+
+		`"%[1]s.lora_up.weight":{"dtype":"F32","shape":[4,2],"data_offsets":[%[3]d,%[4]d]}}`, module, in, 4+8*in, 4+8*in+32)
+	for len(header)%8 != 0 {
+		header += " "
+	}
+	file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+	for _, name := range []string{".alpha", ".lora_down.weight", ".lora_up.weight"} {
+		i := slices.IndexFunc(f.Weights, func(w adapter.Weight) bool { return w.Name == module+name })
+		b, err := f.Weights[i].Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		file = append(file, b...)
+	}
+	sum := sha256.Sum256(file[0x100000:min(len(file), 0x110000)])
+	data := sha256.Sum256(file[8+len(header):])
+	got := map[string]string{}
+	for _, m := range f.Metadata {
+		got[m[0]] = m[1]
+	}
+	if got["sshs_legacy_hash"] != hex.EncodeToString(sum[:4]) || got["sshs_model_hash"] != hex.EncodeToString(data[:]) {
+		t.Errorf("got %s and %s", got["sshs_legacy_hash"], got["sshs_model_hash"])
+	}
+}
+
+// TestOutdated says no longer which algorithm a file had when it has been written out as factors.
+func TestOutdated(t *testing.T) {
+	const module = "lora_unet_double_blocks_0_img_attn_proj"
+	ts := tensors(t, module+".lokr_w1 [2 3]", module+".lokr_w2 [2 2]")
+	source := [][2]string{{"ss_network_module", "lycoris.kohya"}, {"ss_network_args", `{"algo": "lokr", "factor": "8"}`}, {"ot_revision", "1"}}
+	for to, want := range map[string]string{"comfyui": "lycoris.kohya", "diffusers": "networks.lora"} {
+		_, f := through(t, ts, source, to)
+		got := map[string]string{}
+		for _, m := range f.Metadata {
+			got[m[0]] = m[1]
+		}
+		if got["ss_network_module"] != want || (got["ss_network_args"] == "") != (want == "networks.lora") || got["ot_revision"] != "" {
+			t.Errorf("%s: %v", to, f.Metadata)
+		}
 	}
 }
 

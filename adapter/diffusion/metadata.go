@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,34 +23,63 @@ type ranked struct {
 	rank   int
 }
 
-// stale are metadata keys that no longer hold once an adapter is written anew.
+// stale are metadata keys that no longer hold once an adapter is written anew: configurations and alphas that the
+// tensors say now, hashes, and what tells the tool that wrote the file.
 var stale = []string{
 	adapterMetadata, "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256",
 	"transformer.lora_alpha", "unet.lora_alpha", "transformer.r", "unet.r", "lora_alpha", "network_alpha", "alpha", "software", "format",
 }
 
-// files gathers what was written, with the metadata that holds for it.
+// algorithms are the kinds of updates that the "algo" of LyCORIS in ss_network_args names.
+var algorithms = map[string]adapter.Kind{
+	"loha": adapter.LoHa, "lokr": adapter.LoKr, "glora": adapter.GLoRA, "ia3": adapter.IA3, "full": adapter.Full, "diag-oft": adapter.OFT, "boft": adapter.OFT,
+}
+
+// outdated reports whether the metadata names an algorithm of which nothing was written.
+func (e *encoder) outdated() bool {
+	for _, m := range e.a.Metadata {
+		var args struct{ Algo string }
+		if m[0] != "ss_network_args" || json.Unmarshal([]byte(m[1]), &args) != nil {
+			continue
+		}
+		kind, ok := algorithms[strings.ToLower(args.Algo)]
+		return ok && !e.kinds[kind]
+	}
+	return false
+}
+
+// files gathers what was written, with the metadata that holds for it. Whatever a file of another pipeline's tool says
+// beside the tensors is carried, for every dialect is a safetensors file with room for it.
 func (e *encoder) files(dialect string) (*Files, error) {
 	f := &Files{Weights: e.weights, Findings: e.findings}
 	set := func(key, value string) { f.Metadata = append(f.Metadata, [2]string{key, value}) }
+	from := slices.IndexFunc(Dialects, func(d Dialect) bool { return d.Name == e.a.Dialect })
+	outdated := e.outdated()
 	for _, m := range e.a.Metadata {
 		switch {
 		case slices.Contains(stale, m[0]):
+		case strings.HasPrefix(m[0], "ot_") && dialect != "onetrainer": // OneTrainer's files are known by it
 		case m[0] == "ss_network_dim" && len(e.dims) > 0:
 			set(m[0], e.network(0))
 		case m[0] == "ss_network_alpha" && len(e.dims) > 0:
 			set(m[0], e.network(1))
-		case strings.HasPrefix(m[0], "ss_") || strings.HasPrefix(m[0], "modelspec."):
+		case m[0] == "ss_network_args" && outdated:
+		case m[0] == "ss_network_module" && outdated:
+			set(m[0], "networks.lora")
+		case from >= 0 || strings.HasPrefix(m[0], "ss_") || strings.HasPrefix(m[0], "modelspec."):
 			set(m[0], m[1])
 		}
 	}
 	switch dialect {
 	case "kohya":
-		hash, err := modelHash(e.weights)
+		model, legacy, err := hashes(e.weights, f.Metadata)
 		if err != nil {
 			return nil, err
 		}
-		set("sshs_model_hash", hash)
+		set("sshs_model_hash", model)
+		if legacy != "" {
+			set("sshs_legacy_hash", legacy)
+		}
 	case "diffusers":
 		if e.doras > 0 && e.doras < len(e.dims) {
 			return nil, finding.Errorf("adapter.unsupported_feature", e.a.Path, "some modules use DoRA and others do not, which a diffusers file cannot say").
@@ -110,26 +140,47 @@ func (e *encoder) configs() (string, error) {
 	return string(b), err
 }
 
-// modelHash is kohya's sshs_model_hash: the SHA-256 of a file's data in the order of a safetensors file.
-func modelHash(weights []adapter.Weight) (string, error) {
+// hashes are kohya's: sshs_model_hash, the SHA-256 of a file's data in the order of a safetensors file, and
+// sshs_legacy_hash, of which eight digits remain, over 64 KiB at the first mebibyte of the file with only the ss_ part of
+// its metadata (sd-scripts, library/train_util.py, precalculate_safetensors_hashes). Without such metadata there is no
+// file to hash.
+func hashes(weights []adapter.Weight, metadata [][2]string) (model, legacy string, err error) {
+	const first, size = 0x100000, 0x10000
+	training := slices.DeleteFunc(slices.Clone(metadata), func(m [2]string) bool { return !strings.HasPrefix(m[0], "ss_") })
 	specs, order := make([]tensor.Spec, len(weights)), make([]int, len(weights))
 	for i, w := range weights {
 		specs[i], order[i] = w.Spec, i
 	}
-	l, err := safetensors.NewLayout(specs, safetensors.Output{}, layout.Options{Name: "adapter.safetensors"})
+	l, err := safetensors.NewLayout(specs, safetensors.Output{Metadata: training}, layout.Options{Name: "adapter.safetensors"})
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	slices.SortFunc(order, func(x, y int) int {
-		return cmp.Or(cmp.Compare(l.Items[x].File, l.Items[y].File), cmp.Compare(l.Items[x].Off, l.Items[y].Off))
-	})
+	slices.SortFunc(order, func(x, y int) int { return cmp.Compare(l.Items[x].Off, l.Items[y].Off) })
+	window := make([]byte, max(0, min(size, l.Files[0].Size-first)))
+	see := func(off int64, b []byte) { // the part of b at an offset of the file that the window shows
+		if lo, hi := max(off, first), min(off+int64(len(b)), first+int64(len(window))); lo < hi {
+			copy(window[lo-first:hi-first], b[lo-off:hi-off])
+		}
+	}
+	for _, s := range l.Files[0].Spans {
+		b := make([]byte, s.Len)
+		if _, err := s.Src.ReadAt(b, s.SrcOff); err != nil && err != io.EOF {
+			return "", "", err
+		}
+		see(s.Off, b)
+	}
 	h := sha256.New()
 	for _, i := range order {
 		b, err := weights[i].Bytes()
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		h.Write(b)
+		see(l.Items[i].Off, b)
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	if len(training) > 0 {
+		sum := sha256.Sum256(window)
+		legacy = hex.EncodeToString(sum[:4])
+	}
+	return hex.EncodeToString(h.Sum(nil)), legacy, nil
 }

@@ -284,7 +284,7 @@ func (d *decoder) byVocabulary(base []string) error {
 	if len(missing) > 0 {
 		f := finding.Of(d.unknown(missing, nil))
 		near := naming.Nearest(base, missing[0].body)
-		return f.Expected(fmt.Sprintf("%q", missing[0].body), fmt.Sprintf("modules of the base, such as %q", near)).Hinted("the adapter belongs to another base")
+		return f.Expected(f.Got, fmt.Sprintf("modules of the base, such as %q", near)).Hinted("the adapter belongs to another base")
 	}
 	return nil
 }
