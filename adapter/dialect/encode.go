@@ -23,7 +23,7 @@ type Target struct {
 	Base string
 	// DType is the type of the factors; Invalid leaves the choice to the dialect.
 	DType tensor.DType
-	// AllowUnmatched leaves out, with a warning, what the base has no tensor for.
+	// AllowUnmatched leaves out, with a warning, what the base has no tensor for, or the dialect no name.
 	AllowUnmatched bool
 }
 

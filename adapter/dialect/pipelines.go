@@ -66,7 +66,7 @@ func encodePipeline(a *adapter.Adapter, d Dialect, t Target) (*Output, error) {
 	if err := t.plainFloats(a, d.Title); err != nil {
 		return nil, err
 	}
-	f, err := diffusion.Encode(a, d.Name, diffusion.EncodeOptions{DType: t.DType})
+	f, err := diffusion.Encode(a, d.Name, diffusion.EncodeOptions{DType: t.DType, AllowUnmatched: t.AllowUnmatched})
 	if err != nil {
 		return nil, err
 	}

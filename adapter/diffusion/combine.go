@@ -25,7 +25,9 @@ func (e *encoder) fused(g *group) (*adapter.Update, error) {
 			return nil, err
 		}
 		if parts[3].Kind != "" {
-			return nil, e.a.Refuse(&parts[3], "%s has no name for module %q, only for q, k and v before it", e.title, parts[3].Module)
+			if err := e.unnamed(&parts[3], parts[3].Module); err != nil {
+				return nil, err
+			}
 		}
 		parts, m.Parts = parts[:3], m.Parts[:3]
 	}

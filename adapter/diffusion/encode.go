@@ -14,6 +14,8 @@ import (
 type EncodeOptions struct {
 	// DType is the type of the written factors; Invalid keeps each one's own, and F32 where it has none.
 	DType tensor.DType
+	// AllowUnmatched leaves out, with a warning, modules that the dialect has no names for.
+	AllowUnmatched bool
 }
 
 // Files are the contents of an adapter file.
@@ -245,7 +247,7 @@ func (e *encoder) part(c *naming.DiffusionComponent, m *naming.DiffusionModule, 
 	}
 	s, ok := e.spell(c, module)
 	if !ok {
-		return e.a.Refuse(any, "%s has no name for module %q", e.title, c.Folder+"."+module)
+		return e.unnamed(any, c.Folder+"."+module)
 	}
 	kernel := m.Shape[min(2, len(m.Shape)):]
 	e.kinds[low.Kind] = true
@@ -268,6 +270,17 @@ func (e *encoder) part(c *naming.DiffusionComponent, m *naming.DiffusionModule, 
 	if set != nil {
 		e.put(s.name+e.form.set, tensor.Shape{set.Value.Rows * set.Value.Cols}, set.Value)
 	}
+	return nil
+}
+
+// unnamed is the error for a module that the target has no name for, and where that is allowed a warning.
+func (e *encoder) unnamed(u *adapter.Update, module string) error {
+	f := e.a.Refuse(u, "%s has no name for module %q", e.title, module).Hinted("--allow-unmatched leaves such modules out; or " + mergeInstead)
+	if !e.opt.AllowUnmatched {
+		return f
+	}
+	f.Level, f.Hint = finding.Warning, ""
+	e.findings = append(e.findings, *f)
 	return nil
 }
 

@@ -325,6 +325,40 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestUnnamed leaves out, where that is allowed, what x-flux has no place for, and says so.
+func TestUnnamed(t *testing.T) {
+	specs := slices.Concat(pair("lora_unet_double_blocks_0_img_attn_proj", ".lora_down.weight", ".lora_up.weight", 4, 4),
+		pair("lora_unet_double_blocks_0_img_mlp_0", ".lora_down.weight", ".lora_up.weight", 4, 4), pair("lora_unet_single_blocks_0_linear1", ".lora_down.weight", ".lora_up.weight", 7, 4))
+	a, err := Decode("file", "file", tensors(t, specs...), nil, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Encode(a, "xlabs", EncodeOptions{}); finding.Of(err) == nil || !strings.Contains(finding.Of(err).Hint, "--allow-unmatched") {
+		t.Errorf("got %v", err)
+	}
+	f, err := Encode(a, "xlabs", EncodeOptions{AllowUnmatched: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, left []string
+	for _, w := range f.Weights {
+		got = append(got, w.Name)
+		// One rank for the file, and all projections of a block.
+		if rank := w.Shape[0]; strings.HasSuffix(w.Name, ".down.weight") && rank != 2 {
+			t.Errorf("%s: rank %d", w.Name, rank)
+		}
+	}
+	for _, x := range f.Findings {
+		left = append(left, x.Module)
+	}
+	if len(got) != 12 || !slices.Contains(got, "double_blocks.0.processor.qkv_lora2.up.weight") || !slices.Contains(got, "single_blocks.0.processor.proj_lora.down.weight") {
+		t.Errorf("wrote %v", got)
+	}
+	if want := []string{"transformer.transformer_blocks.0.ff.net.0.proj", "transformer.single_transformer_blocks.0.proj_mlp"}; !slices.Equal(left, want) {
+		t.Errorf("left out %v, expected %v", left, want)
+	}
+}
+
 // TestFromPEFT encodes an adapter in the names of a component alone, as PEFT's folders have them.
 func TestFromPEFT(t *testing.T) {
 	a := &adapter.Adapter{Path: "peft", Dialect: "peft", Space: naming.HF, Updates: []adapter.Update{{

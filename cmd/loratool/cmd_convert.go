@@ -41,7 +41,7 @@ func convertCommand(t *terminal) *cli.Command {
 			energyFlag(),
 			&cli.BoolFlag{Name: "vocab-only", Usage: "of a model, only metadata and tokenizer"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "split a model into files of at most `SIZE` of tensors"},
-			&cli.BoolFlag{Name: "allow-unmatched", Usage: "leave out what the target cannot hold because the base ties its embeddings"},
+			&cli.BoolFlag{Name: "allow-unmatched", Usage: "leave out, with a warning, what no table knows, the target has no name for, or it cannot hold because the base ties its embeddings"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
 		}, folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runConvert(t, c) },
