@@ -146,7 +146,7 @@ func (c *Checker) session(k checkGraph) (*session, error) {
 		return s, nil
 	}
 	m := Model{Bytes: k.model()}
-	s, err := c.runtime.open(m, k.inputs(), checkOutputs)
+	s, err := c.runtime.open(m, k.inputs(), checkOutputs, "")
 	if err != nil {
 		return nil, modelError(m, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"sync"
 
 	"github.com/loratool/loratool/finding"
@@ -97,43 +98,99 @@ func (r *Runtime) Library() Library { return r.lib }
 // Run loads a model, runs it once with the inputs by name, and returns the named outputs in order. Loading
 // a model from an untrusted file is as safe as ONNX Runtime is.
 func (r *Runtime) Run(ctx context.Context, m Model, in map[string]Value, out []string) ([]Value, error) {
+	s, err := r.Load(ctx, m, sortedKeys(in), out)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.Run(ctx, in)
+}
+
+// A Session is a model that is loaded and can be run several times, always with the same inputs.
+type Session struct {
+	runtime *Runtime
+	model   Model
+	in      []string
+	s       *session
+	trace   string // folder of the trace of a mixed session, "" without
+}
+
+// Load loads a model for runs with these inputs and outputs. Errors of the runtime have the code
+// runtime.run_failed and its own message.
+func (r *Runtime) Load(ctx context.Context, m Model, in, out []string) (*Session, error) {
+	return r.load(ctx, m, in, out, "")
+}
+
+// LoadMixed is Load for models made elsewhere, of which a GPU provider may lack operators, such as those that work on
+// shapes: these run on the CPU. Where each one ran is recorded, and Placement tells.
+func (r *Runtime) LoadMixed(ctx context.Context, m Model, in, out []string) (*Session, error) {
+	if r.provider == CPU {
+		return r.load(ctx, m, in, out, "")
+	}
+	dir, err := os.MkdirTemp("", "loratool-trace-")
+	if err != nil {
+		return nil, finding.Errorf("output.io", m.Path, "no temporary folder: %v", err)
+	}
+	s, err := r.load(ctx, m, in, out, dir)
+	if err != nil {
+		os.RemoveAll(dir)
+	}
+	return s, err
+}
+
+func (r *Runtime) load(ctx context.Context, m Model, in, out []string, trace string) (*Session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	names := sortedKeys(in)
-	values := make([]Value, len(names))
-	for i, n := range names {
-		values[i] = in[n]
-		if err := in[n].check(n); err != nil {
-			return nil, finding.Errorf("runtime.bad_input", m.Path, "%v", err)
+	s, err := r.open(m, in, out, trace)
+	if err != nil {
+		return nil, modelError(m, err)
+	}
+	return &Session{r, m, in, s, trace}, nil
+}
+
+// Run runs the model once, and returns its outputs in the order in which they were named.
+func (s *Session) Run(ctx context.Context, in map[string]Value) ([]Value, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	values := make([]Value, len(s.in))
+	for i, n := range s.in {
+		v, ok := in[n]
+		if !ok {
+			return nil, finding.Errorf("runtime.bad_input", s.model.Path, "input %q is not given", n)
+		}
+		if err := v.check(n); err != nil {
+			return nil, finding.Errorf("runtime.bad_input", s.model.Path, "%v", err)
 		}
 		// The WebGPU provider crashes on tensors without elements.
-		if size, _ := in[n].Shape.Elements(); size == 0 && r.provider == WebGPU {
-			return nil, finding.Errorf("runtime.bad_input", m.Path, "input %q has no elements, which WebGPU does not bear", n).
+		if size, _ := v.Shape.Elements(); size == 0 && s.runtime.provider == WebGPU {
+			return nil, finding.Errorf("runtime.bad_input", s.model.Path, "input %q has no elements, which WebGPU does not bear", n).
 				Hinted("use --device cpu, or zeros of rank 1 for an absent adapter")
 		}
+		values[i] = v
 	}
-	s, err := r.open(m, names, out)
+	ys, err := s.s.run(values)
 	if err != nil {
-		return nil, modelError(m, err)
-	}
-	defer s.close()
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	ys, err := s.run(values)
-	if err != nil {
-		return nil, modelError(m, err)
+		return nil, modelError(s.model, err)
 	}
 	return ys, nil
 }
 
+// Close frees the model.
+func (s *Session) Close() {
+	s.s.close()
+	if s.trace != "" {
+		os.RemoveAll(s.trace)
+	}
+}
+
 // open makes a session on the runtime's provider.
-func (r *Runtime) open(m Model, in, out []string) (*session, error) {
+func (r *Runtime) open(m Model, in, out []string, trace string) (*session, error) {
 	if len(in) == 0 || len(out) == 0 {
 		return nil, fmt.Errorf("a run needs at least one input and one output, found %d and %d", len(in), len(out))
 	}
-	return newSession(m, in, out, r.provider, r.threads)
+	return newSession(m, in, out, r.provider, r.threads, trace)
 }
 
 func modelError(m Model, err error) error {
@@ -158,7 +215,7 @@ func prove(p Provider) (float64, error) {
 	g.input("W", onnxFloat, "k", "n")
 	g.node("MatMul", []string{"X", "W"}, "Y")
 	g.output("Y", "m", "n")
-	s, err := newSession(Model{Bytes: g.model()}, []string{"X", "W"}, []string{"Y"}, p, 1)
+	s, err := newSession(Model{Bytes: g.model()}, []string{"X", "W"}, []string{"Y"}, p, 1, "")
 	if err != nil {
 		return 0, err
 	}

@@ -3,8 +3,10 @@
 package onnxruntime
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +15,7 @@ import (
 	ort "github.com/yalue/onnxruntime_go"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/tensor"
 )
 
 // apiVersion is the version of the C API that the binding asks the library for.
@@ -64,17 +67,24 @@ type session struct {
 	outputs []string
 }
 
-func newSession(m Model, in, out []string, p Provider, threads int) (*session, error) {
+// newSession loads a model. With a trace, a folder, operators that the provider lacks run on the CPU, and when the
+// session is closed the folder gets a record of what ran where.
+func newSession(m Model, in, out []string, p Provider, threads int, trace string) (*session, error) {
 	opts, err := ort.NewSessionOptions()
 	if err != nil {
 		return nil, err
 	}
 	defer opts.Destroy()
-	if err := configure(opts, p, threads); err != nil {
+	if err := configure(opts, p, threads, trace); err != nil {
 		return nil, err
 	}
+	if m.Folder != "" {
+		if err := opts.AddSessionConfigEntry("session.model_external_initializers_file_folder_path", m.Folder); err != nil {
+			return nil, err
+		}
+	}
 	var s *ort.DynamicAdvancedSession
-	if m.Path != "" {
+	if m.Bytes == nil {
 		s, err = ort.NewDynamicAdvancedSession(m.Path, in, out, opts)
 	} else {
 		s, err = ort.NewDynamicAdvancedSessionWithONNXData(m.Bytes, in, out, opts)
@@ -85,11 +95,15 @@ func newSession(m Model, in, out []string, p Provider, threads int) (*session, e
 	return &session{s, out}, nil
 }
 
-func configure(opts *ort.SessionOptions, p Provider, threads int) error {
+func configure(opts *ort.SessionOptions, p Provider, threads int, trace string) error {
 	// By default the CPU provider replaces DequantizeLinear and MatMul by a product with 8-bit activations,
 	// which is 10⁴ times less accurate than what the file says.
 	config := [][2]string{{"session.disable_quant_qdq", "1"}, {"session.set_denormal_as_zero", "0"}}
-	if p != CPU {
+	if trace != "" {
+		if err := opts.EnableProfiling(filepath.Join(trace, "run")); err != nil {
+			return err
+		}
+	} else if p != CPU {
 		config = append(config, [2]string{"session.disable_cpu_ep_fallback", "1"})
 	}
 	for _, c := range config {
@@ -122,7 +136,12 @@ func configure(opts *ort.SessionOptions, p Provider, threads int) error {
 	return nil
 }
 
-func (s *session) close() { s.s.Destroy() }
+func (s *session) close() {
+	if s.s != nil {
+		s.s.Destroy()
+	}
+	s.s = nil
+}
 
 // run runs the session once. Inputs stand in the order of the session's input names.
 func (s *session) run(in []Value) ([]Value, error) {
@@ -170,13 +189,37 @@ func (s *session) run(in []Value) ([]Value, error) {
 func toORT(v Value, pin *runtime.Pinner) (ort.Value, error) {
 	shape := ort.Shape(v.Shape)
 	switch {
-	case v.raw != nil:
-		pin.Pin(&v.raw[0])
-		return ort.NewCustomDataTensor(shape, v.raw, ort.TensorElementDataType(v.elem))
+	case v.elem != 0 && len(shape) == 0:
+		return scalar(v)
+	case v.elem != 0:
+		raw := v.raw
+		if len(raw) == 0 {
+			raw = make([]byte, 8) // the binding wants an address even where there are no elements
+		}
+		pin.Pin(&raw[0])
+		return ort.NewCustomDataTensor(shape, raw, ort.TensorElementDataType(v.elem))
 	case v.I64 != nil:
 		return wrap(shape, v.I64, pin)
 	}
 	return wrap(shape, v.F32, pin)
+}
+
+// scalar makes a value without dimensions, which the binding has for its own types only.
+func scalar(v Value) (ort.Value, error) {
+	le := binary.LittleEndian
+	switch v.elem {
+	case onnxFloat:
+		return ort.NewScalar(math.Float32frombits(le.Uint32(v.raw)))
+	case elements[tensor.I32].number:
+		return ort.NewScalar(int32(le.Uint32(v.raw)))
+	case elements[tensor.I64].number:
+		return ort.NewScalar(int64(le.Uint64(v.raw)))
+	case elements[tensor.F64].number:
+		return ort.NewScalar(math.Float64frombits(le.Uint64(v.raw)))
+	case elements[tensor.Bool].number:
+		return ort.NewScalar(v.raw[0] != 0)
+	}
+	return nil, fmt.Errorf("scalars of its type cannot be given")
 }
 
 func wrap[T float32 | int64](shape ort.Shape, v []T, pin *runtime.Pinner) (ort.Value, error) {

@@ -23,7 +23,9 @@ func gpuDevices() []gpuDevice { return nil }
 
 type session struct{}
 
-func newSession(Model, []string, []string, Provider, int) (*session, error) { return nil, notBuilt() }
+func newSession(Model, []string, []string, Provider, int, string) (*session, error) {
+	return nil, notBuilt()
+}
 
 func (*session) close() {}
 
