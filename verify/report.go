@@ -40,6 +40,7 @@ type Report struct {
 	Retention     *Retention        `json:"retention,omitempty"`
 	Runtime       *RuntimeUse       `json:"runtime,omitempty"`
 	Unchanged     *Unchanged        `json:"unchanged,omitempty"`
+	WholeModel    *WholeModel       `json:"whole_model,omitempty"`
 }
 
 // A Digest identifies a tensor's content: SHA-256 over its stored bytes (little-endian, rows in order).
@@ -51,17 +52,19 @@ type Digest struct {
 
 // A Module is what was measured of one updated tensor.
 type Module struct {
-	Module    string     `json:"module"`
-	Tensor    string     `json:"tensor"`
-	Type      string     `json:"type"`
-	Retention float64    `json:"retention"` // ⟨S−W, Δ⟩/⟨Δ, Δ⟩ over the rows that were checked
-	RelError  float64    `json:"rel_error"` // ‖S−(W+Δ)‖/‖W+Δ‖
-	Ratio     float64    `json:"ratio"`     // ‖Δ‖/‖W‖
-	Provider  string     `json:"provider,omitempty"`
-	Exact     Exact      `json:"exact"`
-	Runtime   *ByRuntime `json:"runtime,omitempty"`
-	Pass      bool       `json:"pass"`
-	Why       string     `json:"why,omitempty"`
+	Module    string  `json:"module"`
+	Tensor    string  `json:"tensor"`
+	Type      string  `json:"type"`
+	Retention float64 `json:"retention"` // ⟨S−W, Δ⟩/⟨Δ, Δ⟩ over the rows that were checked
+	RelError  float64 `json:"rel_error"` // ‖S−(W+Δ)‖/‖W+Δ‖
+	Ratio     float64 `json:"ratio"`     // ‖Δ‖/‖W‖
+	Provider  string  `json:"provider,omitempty"`
+	// Singular values of Δ in falling order, where it has factors of at most maxSpectrum ranks.
+	SingularValues []float32  `json:"singular_values,omitempty"`
+	Exact          Exact      `json:"exact"`
+	Runtime        *ByRuntime `json:"runtime,omitempty"`
+	Pass           bool       `json:"pass"`
+	Why            string     `json:"why,omitempty"`
 }
 
 // Exact counts how the stored elements of the checked rows compare with W + ΔW in float64.
@@ -72,6 +75,43 @@ type Exact struct {
 	Rounded  int64   `json:"rounded"`   // equal to the one rounding of the exact value
 	Off      int64   `json:"off"`       // further away than float32 accumulation explains
 	MaxSteps float64 `json:"max_steps"` // largest distance, in steps (ulp) of the stored type
+	Errors   *Errors `json:"errors,omitempty"`
+}
+
+// Errors is a histogram of |S−(W+Δ)| over the checked elements.
+type Errors struct {
+	Unit   ErrorUnit `json:"unit"`
+	Width  float64   `json:"width"`  // of a bin, in units
+	Counts []int64   `json:"counts"` // the last bin holds all larger ones
+}
+
+// An ErrorUnit is what errors are counted in.
+type ErrorUnit string
+
+// The units of errors: steps (ulp) of a float type, of which one rounding makes at most half a one; of types whose
+// elements share scales the root mean square of the error that the type's own rounding makes.
+const (
+	Steps    ErrorUnit = "step"
+	RMSNoise ErrorUnit = "rounding"
+)
+
+// errorBins are the bins of a histogram beside the last.
+const errorBins = 16
+
+// maxSpectrum is the rank up to which singular values are computed.
+const maxSpectrum = 128
+
+func newErrors(shared bool) *Errors {
+	e := &Errors{Unit: Steps, Width: 1.0 / errorBins, Counts: make([]int64, errorBins+1)}
+	if shared {
+		e.Unit, e.Width = RMSNoise, 4.0/errorBins
+	}
+	return e
+}
+
+// add counts an error, in units.
+func (e *Errors) add(x float64) {
+	e.Counts[int(min(x/e.Width, errorBins))]++
 }
 
 // ByRuntime is what ONNX Runtime measured.

@@ -175,6 +175,9 @@ func (r *record) name() string {
 // Path is the path the model was opened with.
 func (m *Model) Path() string { return m.path }
 
+// File is the .onnx file itself, where Path is a folder.
+func (m *Model) File() string { return m.file }
+
 // Format is "onnx".
 func (m *Model) Format() string { return "onnx" }
 
