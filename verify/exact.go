@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/loratool/loratool/merge"
@@ -21,9 +22,13 @@ type exact struct {
 
 	unknownImatrix bool // the rows were stored by an importance matrix that is not here
 
+	unit                   float64 // of the histogram, for the rows at hand
 	res                    Exact
 	dot, delta, base       float64
 	noise, want, ownNoise  float64
+	grain                  float64 // what one rounding of a float type makes of noise
+	ownDot                 float64 // ⟨own rounding − W, Δ⟩
+	finer                  bool    // not every element is W + Δ rounded to bfloat16
 	nonFinite, equalToBase bool
 }
 
@@ -42,7 +47,7 @@ func (e *exact) rows(first, n int64) error {
 	e.res.Rows += n
 	e.res.Elements += int64(len(got))
 	if e.shares {
-		if err := e.ownRounding(merged, want, got, first); err != nil {
+		if err := e.ownRounding(base, merged, want, got, first); err != nil {
 			return err
 		}
 	}
@@ -81,11 +86,16 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 			e.equalToBase = false
 		}
 		if e.shares {
+			if e.unit > 0 {
+				e.res.Errors.add(math.Abs(off) / e.unit)
+			}
 			continue
 		}
 		step := g.step(x)
 		slack := 0x1p-21*(math.Abs(w)+math.Abs(x)+8*rms) + subnormal
+		e.grain += float64(step * step / 12)
 		off = math.Abs(off)
+		e.finer = e.finer || math.Float32bits(v)&0xffff != 0 || off > bfloat16.step(x)/2+slack
 		if off <= step/2 {
 			e.res.Rounded++
 		}
@@ -93,6 +103,7 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 			e.res.Off++
 		}
 		e.res.MaxSteps = math.Max(e.res.MaxSteps, off/step)
+		e.res.Errors.add(off / step)
 	}
 }
 
@@ -103,21 +114,26 @@ const subnormal = 16 * 0x1p-149
 // ownRounding measures the error that this program's own encoder makes, which a correct merge by any other
 // encoder should not exceed by much. Rows that are further off than the nearest codes may have been matched to
 // the update, which costs some error, so they are compared with that.
-func (e *exact) ownRounding(merged []float32, want []float64, got []float32, first int64) error {
+func (e *exact) ownRounding(base, merged []float32, want []float64, got []float32, first int64) error {
 	own, ok, err := e.ref.Rounded(e.codec.DType(), merged, first)
 	if err != nil || !ok {
 		return err
 	}
 	noise := squaredDistance(own, want)
 	if squaredDistance(got, want) > noise && e.matches {
-		if own, ok, err = e.ref.Matched(merged, first); err != nil {
+		matched, ok, err := e.ref.Matched(merged, first)
+		if err != nil {
 			return err
 		}
 		if e.matched = e.matched || ok; ok {
-			noise = max(noise, squaredDistance(own, want))
+			own, noise = matched, max(noise, squaredDistance(matched, want))
 		}
 	}
+	for i, w := range base {
+		e.ownDot += float64((float64(own[i]) - float64(w)) * (want[i] - float64(w)))
+	}
 	e.ownNoise += noise
+	e.unit = math.Sqrt(noise / float64(len(want)))
 	return nil
 }
 
@@ -131,6 +147,9 @@ func squaredDistance(got []float32, want []float64) (sum float64) {
 
 // A grid is the spacing of a float type's values.
 type grid struct{ mantissa, low int }
+
+// bfloat16 is the type that merges most often go through although they are stored in a finer one.
+var bfloat16 = gridOf(tensor.BF16)
 
 // gridOf is the grid of a float type: the bits of its mantissa and its smallest normal exponent.
 func gridOf(t tensor.DType) grid {
@@ -176,6 +195,41 @@ func (e *exact) retention() float64 {
 		return 1
 	}
 	return e.dot / e.delta
+}
+
+// strays reports whether elements that share scales hold another share of the adapter than the type's own rounding
+// leaves of it. Beside coarse types the error of a wrong merge can be as small as that of a right one; its part along
+// the adapter is not.
+func (e *exact) strays() bool {
+	if !e.shares || e.delta == 0 || e.ownNoise == 0 || e.unknownImatrix {
+		return false
+	}
+	// Rounding is independent of the adapter, so its part along it is that of one direction of all.
+	slack := 0.1 + 6*math.Sqrt(max(e.noise, e.ownNoise)/e.delta/float64(e.res.Elements))
+	return math.Abs(e.retention()-e.ownDot/e.delta) > slack
+}
+
+// explain says what a stored weight that is not W + Δ looks like: Δ with another factor, or something else. It parts
+// the difference S−W into α·Δ and what is left, which rounding explains as far as it reaches; a weight that was
+// merged and stored twice was rounded twice.
+func (e *exact) explain() string {
+	alpha := e.retention()
+	off := float64((alpha-1)*(alpha-1)) * e.delta
+	rest := e.noise - off - 6*max(e.ownNoise, e.grain)
+	said := fmt.Sprintf("retention %.2f", alpha)
+	switch {
+	case math.Abs(alpha-1) <= 0.05 || e.delta == 0:
+		return said
+	case e.equalToBase:
+		return said + ": the adapter is not in it"
+	case math.Abs(alpha) < 0.1 || rest > off/2:
+		return said + ": something else was added, as if transposed or into the wrong module"
+	case alpha < 0:
+		return said + ": merged with the wrong sign"
+	case math.Abs(alpha-2) < 0.1:
+		return said + ": merged twice, or with twice the scale"
+	}
+	return fmt.Sprintf("%s: merged with %.2f times the scale", said, alpha)
 }
 
 func ratio(a, b float64) float64 {

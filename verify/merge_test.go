@@ -11,7 +11,6 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
-	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/tensor"
@@ -48,24 +47,7 @@ func planOf(t testing.TB, base formats.Writable, adapter string, scale float64) 
 // write merges base + scale·adapter into a new file or folder.
 func write(t testing.TB, base formats.Writable, adapter string, scale float64) string {
 	t.Helper()
-	plan := planOf(t, base, adapter, scale)
-	out := filepath.Join(t.TempDir(), "merged"+filepath.Ext(base.Path()))
-	l, err := plan.Layout(base, out, layout.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := layout.Create(out, l, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Abort()
-	if _, err := merge.Run(context.Background(), plan, l, w, merge.RunOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return carryOut(t, base, planOf(t, base, adapter, scale))
 }
 
 // runtime opens ONNX Runtime on the CPU, or returns nil with a note: the exact check must do without it.

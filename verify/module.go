@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/lowrank"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
@@ -34,11 +35,16 @@ func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 	if e.row, err = w.stored.DType.Bytes(frame.Cols); err != nil {
 		return err
 	}
-	e.res.Total = frame.Rows
+	e.res.Total, e.res.Errors = frame.Rows, newErrors(e.shares)
 	if err := c.exactRows(ctx, w, e, frame); err != nil {
 		return err
 	}
 	m.Exact, m.Retention = e.res, e.retention()
+	if terms, ok := ref.Products(); ok {
+		for _, s := range lowrank.SingularValues(frame.Rows, frame.Cols, terms, maxSpectrum) {
+			m.SingularValues = append(m.SingularValues, float32(s))
+		}
+	}
 	m.RelError, m.Ratio = ratio(e.noise, e.want), ratio(e.delta, e.base)
 	w.matched = e.matched
 	c.judge(w, e)
@@ -94,14 +100,21 @@ func (c *mergeCheck) judge(w *work, e *exact) {
 		f.Module = m.Module
 		w.findings = append(w.findings, *f)
 		return
-	case e.far() && e.equalToBase && w.stored.DType == w.out.Source().DType:
+	case (e.far() || e.strays()) && e.equalToBase && w.stored.DType == w.out.Source().DType:
 		bad("merge.not_merged", "the stored weight is the base's: the adapter is not in it")
 		return
+	case e.res.Off > 0 && !e.finer && w.stored.DType != tensor.BF16 && m.Retention < c.opt.Low:
+		bad("merge.retention_lost", fmt.Sprintf("every stored value is W + ΔW rounded to BF16, although %s could hold more: the merge went through it, which left %.0f %% of the adapter", m.Type, 100*m.Retention))
+		return
 	case e.res.Off > 0:
-		bad("merge.equivalence", fmt.Sprintf("%d of %d checked elements are not W + ΔW rounded once (up to %.2g steps of %s away)", e.res.Off, e.res.Elements, e.res.MaxSteps, m.Type))
+		bad("merge.equivalence", fmt.Sprintf("%d of %d checked elements are not W + ΔW rounded once (up to %.2g steps of %s away); %s", e.res.Off, e.res.Elements, e.res.MaxSteps, m.Type, e.explain()))
 		return
 	case e.far():
-		bad("merge.equivalence", fmt.Sprintf("the stored %s weight is %.3g times as far from W + ΔW as rounding makes it", m.Type, math.Sqrt(e.noise/e.ownNoise)))
+		bad("merge.equivalence", fmt.Sprintf("the stored %s weight is %.3g times as far from W + ΔW as rounding makes it; %s", m.Type, math.Sqrt(e.noise/e.ownNoise), e.explain()))
+		return
+	}
+	if e.strays() {
+		bad("merge.equivalence", fmt.Sprintf("the stored %s weight holds %.0f %% of the adapter, of which its rounding leaves %.0f %%; %s", m.Type, 100*m.Retention, 100*e.ownDot/e.delta, e.explain()))
 		return
 	}
 	w.rounded = true
