@@ -58,8 +58,12 @@ func openBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
+	profile, err := os.MkdirTemp("", "loratool-chromium-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
-		"--disable-background-networking", "--remote-debugging-pipe", "--user-data-dir="+t.TempDir(), "about:blank")
+		"--disable-background-networking", "--remote-debugging-pipe", "--user-data-dir="+profile, "about:blank")
 	cmd.ExtraFiles = []*os.File{theirs, theirOut} // 3: it reads, 4: it writes
 	if err := cmd.Start(); err != nil {
 		t.Skipf("Chromium does not start, the HTML report is NOT tested in a browser: %v", err)
@@ -84,6 +88,7 @@ func openBrowser(t *testing.T) *browser {
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
+		os.RemoveAll(profile) // what its children still hold is left to the system
 		to.Close()
 		from.Close()
 	})
@@ -211,8 +216,9 @@ func TestHTMLInBrowser(t *testing.T) {
 		b.expect(`document.querySelectorAll("#evil").length`, "0")
 		b.expect(`document.querySelectorAll("#retention td:not(.none)").length`, "226")
 		b.expect(`document.querySelectorAll("#retention td.bad").length`, "2")
-		b.expect(`document.querySelectorAll("canvas").length`, "3")
-		b.expect(painted, "3")
+		b.expect(`document.querySelectorAll("canvas").length`, "5")
+		b.expect(painted, "5")
+		b.expect(`document.querySelectorAll("#whole tbody tr").length`, "3")
 		contrast(b, scheme)
 		if dir := os.Getenv("LORATOOL_SCREENSHOTS"); dir != "" {
 			var shot struct{ Data string }
@@ -224,6 +230,18 @@ func TestHTMLInBrowser(t *testing.T) {
 		}
 	}
 
+	// A module's own figures, in the panel that a click on its name opens and closes.
+	b.expect(`document.getElementById("detail").hidden`, "true")
+	b.eval(`document.querySelectorAll("#modules button.show")[3].click(); 0`)
+	b.expect(`document.querySelector("#detail h3").textContent`, `"model.layers.0.self_attn.o_proj.weight"`)
+	b.expect(`document.querySelectorAll("#detail canvas").length`, "2")
+	b.expect(painted, "7")
+	b.eval(`document.querySelectorAll("#modules button.show")[224].click(); 0`)
+	b.expect(`document.getElementById("singular").textContent`, `"Not measured."`)
+	b.expect(`document.querySelectorAll("#modules tr[aria-selected]").length`, "1")
+	b.eval(`document.querySelectorAll("#modules button.show")[224].click(); 0`)
+	b.expect(`document.getElementById("detail").hidden`, "true")
+
 	// Search: words in any order, in any column; the boxes filter too.
 	visible := func(section string) string {
 		return `[...document.querySelectorAll("#` + section + ` tbody tr")].filter(r => r.offsetHeight > 0).length`
@@ -231,13 +249,13 @@ func TestHTMLInBrowser(t *testing.T) {
 	search := func(section, text string) {
 		b.eval(fmt.Sprintf(`{const i = document.querySelector("#%s input[type=search]"); i.value = %q; i.dispatchEvent(new Event("input"))}; 0`, section, text))
 	}
-	b.expect(visible("findings"), "5")
+	b.expect(visible("findings"), "7")
 	search("findings", "LM_HEAD effect")
 	b.expect(visible("findings"), "1")
-	b.expect(`document.querySelector("#findings .shown").textContent`, `"1 of 5"`)
+	b.expect(`document.querySelector("#findings .shown").textContent`, `"1 of 7"`)
 	search("findings", "")
 	b.eval(`document.querySelector("#findings input[value=known]").click(); 0`)
-	b.expect(visible("findings"), "4")
+	b.expect(visible("findings"), "6")
 	search("modules", "layers.1.")
 	b.expect(visible("modules"), "7")
 	search("modules", "")
@@ -283,17 +301,33 @@ func TestHTMLInBrowser(t *testing.T) {
 	b.expect(`document.querySelector("#modules tbody tr").cells[0].textContent`, `"</script><b id=evil>x/t"`)
 	b.expect(`document.querySelectorAll("#modules th[aria-sort]").length`, "1")
 
+	// A right merge into float32: retention is the same everywhere, to the last digits.
+	same := sample(4)
+	for i := range same.Modules {
+		same.Modules[i].Retention = 1 + 1e-9*float64(i%3)
+	}
+	second := filepath.Join(t.TempDir(), "same.html")
+	if page, err = Render(HTML, FromVerify(same)); err == nil {
+		err = os.WriteFile(second, page, 0o666)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.open(second)
+	b.expect(painted, "5")
+	b.expect(`document.querySelector("#findings p").textContent`, `"None."`)
+
 	// The page's policy keeps it from being talked into a request.
 	if len(b.console) > 0 {
 		t.Errorf("the console holds %s", strings.Join(b.console, "\n"))
 	}
 	for _, url := range b.requests {
-		if url != "file://"+path {
+		if url != "file://"+path && url != "file://"+second {
 			t.Errorf("the page asked for %s", url)
 		}
 	}
-	if len(b.requests) != 2 {
-		t.Errorf("%d requests, expected the page twice", len(b.requests))
+	if len(b.requests) != 3 {
+		t.Errorf("%d requests, expected one page twice and one once", len(b.requests))
 	}
 	b.eval(`window.refused = 0; document.addEventListener("securitypolicyviolation", () => refused++); document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/x.png"})); 0`)
 	b.expect(`fetch("http://127.0.0.1:9/").then(() => "sent", () => new Promise(done => {

@@ -3,6 +3,8 @@ package report
 import (
 	"math"
 	"sort"
+
+	"github.com/loratool/loratool/verify"
 )
 
 // A chart is one figure of the page: Data holds the x values and then one list for each series.
@@ -28,6 +30,14 @@ func charts(modules, fits []Module) []chart {
 	}
 	if c, ok := ratioByLayer(modules); ok {
 		out = append(out, c)
+	}
+	if c, ok := spectra(modules); ok {
+		out = append(out, c)
+	}
+	for _, unit := range []verify.ErrorUnit{verify.Steps, verify.RMSNoise} {
+		if c, ok := elementErrors(modules, unit); ok {
+			out = append(out, c)
+		}
 	}
 	if c, ok := errorHistogram(modules); ok {
 		out = append(out, c)

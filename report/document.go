@@ -25,6 +25,7 @@ type Document struct {
 	Retention  *verify.Retention
 	Runtime    *verify.RuntimeUse
 	Unchanged  *verify.Unchanged
+	Whole      *verify.WholeModel
 	// FailOn is the lowest level that JUnit calls a failure; "" means Error.
 	FailOn finding.Level
 	// JSON is what the .json form holds: a verify.Report, or a document that embeds one.
@@ -41,12 +42,14 @@ type Module struct {
 	Provider             string  // of ONNX Runtime, where it checked the module
 	Checked, Pass        bool
 	Why                  string // it does not pass
+	Singular             []float32
+	Errors               *verify.Errors
 }
 
 // FromVerify is the document of a verify report.
 func FromVerify(r *verify.Report) *Document {
 	d := &Document{
-		Verdict: r.Verdict, Findings: r.Findings, Known: r.Known, Retention: r.Retention, Runtime: r.Runtime, Unchanged: r.Unchanged, JSON: r,
+		Verdict: r.Verdict, Findings: r.Findings, Known: r.Known, Retention: r.Retention, Runtime: r.Runtime, Unchanged: r.Unchanged, Whole: r.WholeModel, JSON: r,
 	}
 	if r.Provenance != nil {
 		d.Provenance = *r.Provenance
@@ -63,7 +66,7 @@ func FromVerify(r *verify.Report) *Document {
 func checked(m *verify.Module) Module {
 	return Module{
 		Module: m.Module, Tensor: m.Tensor, Type: m.Type, Retention: m.Retention, Ratio: m.Ratio, RelError: m.RelError,
-		Rows: m.Exact.Rows, Total: m.Exact.Total, Provider: m.Provider, Checked: true, Pass: m.Pass, Why: m.Why,
+		Rows: m.Exact.Rows, Total: m.Exact.Total, Provider: m.Provider, Checked: true, Pass: m.Pass, Why: m.Why, Singular: m.SingularValues, Errors: m.Exact.Errors,
 	}
 }
 
@@ -110,6 +113,20 @@ func (d *Document) escaped() *Document {
 			*s = finding.Escape(*s)
 		}
 		e.Runtime = &r
+	}
+	if d.Whole != nil {
+		w := *d.Whole
+		w.Provider, w.Why = finding.Escape(w.Provider), finding.Escape(w.Why)
+		w.Inputs, w.Outputs = slices.Clone(w.Inputs), slices.Clone(w.Outputs)
+		for i := range w.Inputs {
+			in := &w.Inputs[i]
+			in.Name, in.Source = finding.Escape(in.Name), finding.Escape(in.Source)
+		}
+		for i := range w.Outputs {
+			o := &w.Outputs[i]
+			o.Name, o.Why = finding.Escape(o.Name), finding.Escape(o.Why)
+		}
+		e.Whole = &w
 	}
 	return &e
 }

@@ -208,6 +208,13 @@ func (d *Document) facts() [][2]string {
 			add("ONNX Runtime", fmt.Sprintf("%s on %s, %d of %d modules", r.Version, r.Provider, r.Modules, r.Of))
 		}
 	}
+	if w := d.Whole; w != nil {
+		said := "agrees with base and adapters"
+		if !w.Pass {
+			said = w.Why
+		}
+		add("whole model", fmt.Sprintf("%s; on %s, %s, %d layers with the adapter, seed %d", said, w.Provider, plural(len(w.Outputs), "output"), w.Branches, w.Seed))
+	}
 	if p.Check != "" {
 		add("check", fmt.Sprintf("%s, seed %d, device %s", p.Check, p.Seed, p.Device))
 	}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/verify"
 )
 
 //go:embed assets/page.html assets/page.css assets/page.js assets/uPlot.iife.min.js assets/uPlot.min.css assets/uPlot.LICENSE assets/uPlot.txt
@@ -40,6 +41,8 @@ type htmlPage struct {
 	Charts           []chart
 	Data             template.JS
 	Modules          []htmlModule
+	Whole            *htmlWhole
+	Details          template.JS
 }
 
 type htmlFinding struct {
@@ -55,6 +58,18 @@ type htmlModule struct {
 	Tensor, Type, Kind, Result, Provider          string
 	Retention, Ratio, Error, Rows                 string
 	RetentionSort, RatioSort, ErrorSort, RowsSort string
+	Largest, LargestSort, Rank, RankSort          string // of the singular values
+	Index                                         int
+}
+
+// A htmlWhole is the comparison of whole models.
+type htmlWhole struct {
+	*verify.WholeModel
+	Rows []htmlOutput
+}
+
+type htmlOutput struct {
+	Name, Shape, Error, Limit, Effect, Retention, Cosine, Argmax, Kind, Result string
 }
 
 // writeHTML writes one page that needs nothing else: style, script and figures are in it, and its content
@@ -76,9 +91,16 @@ func writeHTML(w io.Writer, d *Document) error {
 	}
 	p.Data = template.JS(data)
 	p.findings(d)
-	for _, m := range d.Modules {
-		p.Modules = append(p.Modules, htmlOf(m))
+	for i, m := range d.Modules {
+		h := htmlOf(m)
+		h.Index = i
+		p.Modules = append(p.Modules, h)
 	}
+	if data, err = json.Marshal(detailsOf(d.Modules)); err != nil {
+		return fmt.Errorf("details: %w", err)
+	}
+	p.Details = template.JS(data)
+	p.Whole = wholeOf(d.Whole)
 	return page.Execute(w, p)
 }
 
@@ -125,8 +147,41 @@ func htmlOf(m Module) htmlModule {
 		h.Error, h.ErrorSort = fmt.Sprintf("%.1e", m.RelError), exact(m.RelError)
 		h.Rows, h.RowsSort = fmt.Sprintf("%d/%d", m.Rows, m.Total), exact(float64(m.Rows))
 	}
+	h.LargestSort, h.RankSort = "-1", "-1"
+	if largest, rank := spread(m.Singular); largest > 0 {
+		h.Largest, h.LargestSort = fmt.Sprintf("%.3g", largest), exact(largest)
+		h.Rank, h.RankSort = fmt.Sprintf("%.1f of %d", rank, len(m.Singular)), exact(rank)
+	}
 	if !m.Pass {
 		h.Kind, h.Result = "fail", m.Why
+	}
+	return h
+}
+
+// wholeOf is what the page says of the whole models, nil where they were not run.
+func wholeOf(w *verify.WholeModel) *htmlWhole {
+	if w == nil {
+		return nil
+	}
+	h := &htmlWhole{WholeModel: w}
+	optional := func(format string, x *float64, scale float64) string {
+		if x == nil {
+			return ""
+		}
+		return fmt.Sprintf(format, scale**x)
+	}
+	for _, o := range w.Outputs {
+		r := htmlOutput{
+			Name: o.Name, Shape: fmt.Sprint(o.Shape), Error: fmt.Sprintf("%.1e", o.RelError), Limit: fmt.Sprintf("%.1e", o.Limit), Effect: fmt.Sprintf("%.1e", o.Effect),
+			Retention: optional("%.4f", o.Retention, 1), Cosine: optional("%.6f", o.Cosine, 1), Argmax: optional("%.1f %%", o.Argmax, 100), Kind: "pass", Result: "ok",
+		}
+		if o.Why != "" {
+			r.Result = o.Why
+		}
+		if !o.Pass {
+			r.Kind = "fail"
+		}
+		h.Rows = append(h.Rows, r)
 	}
 	return h
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/jstemmer/go-junit-report/v2/junit"
 
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/verify"
 )
 
 // writeJUnit writes one suite with a case for every module, and one with a case for every finding that is
@@ -19,9 +20,14 @@ func writeJUnit(w io.Writer, d *Document) error {
 		return err
 	}
 	all := junit.Testsuites{Name: "loratool " + d.Provenance.Command, Time: "0"}
-	byTensor := map[string][]finding.Finding{}
+	byTensor := map[string][]finding.Finding{} // also by output of the whole model, which no tensor is called as
 	for _, m := range d.Modules {
 		byTensor[m.Tensor] = nil
+	}
+	if d.Whole != nil {
+		for _, o := range d.Whole.Outputs {
+			byTensor[o.Name] = nil
+		}
 	}
 	var rest []finding.Finding
 	for _, f := range d.Findings {
@@ -35,6 +41,13 @@ func writeJUnit(w io.Writer, d *Document) error {
 		s := d.suite("modules", 0)
 		for _, m := range d.Modules {
 			s.AddTestcase(d.moduleCase(m, byTensor[m.Tensor]))
+		}
+		all.AddSuite(s)
+	}
+	if d.Whole != nil {
+		s := d.suite("whole model", len(all.Suites))
+		for _, o := range d.Whole.Outputs {
+			s.AddTestcase(d.outputCase(o, byTensor[o.Name]))
 		}
 		all.AddSuite(s)
 	}
@@ -78,6 +91,21 @@ func (d *Document) moduleCase(m Module, about []finding.Finding) junit.Testcase 
 	if m.Checked {
 		measured += fmt.Sprintf(", relative error %.3e, %d of %d rows", m.RelError, m.Rows, m.Total)
 	}
+	return d.measuredCase(c, measured, about)
+}
+
+// outputCase is the case of an output of the whole model.
+func (d *Document) outputCase(o verify.ModelOutput, about []finding.Finding) junit.Testcase {
+	c := junit.Testcase{Classname: "loratool." + d.Provenance.Command + ".output", Name: o.Name, Time: "0"}
+	measured := fmt.Sprintf("relative error %.3e of at most %.3e, effect of the adapter %.3e", o.RelError, o.Limit, o.Effect)
+	if o.Why != "" {
+		measured += "; " + o.Why
+	}
+	return d.measuredCase(c, measured, about)
+}
+
+// measuredCase fills a case with what was measured and the findings about it.
+func (d *Document) measuredCase(c junit.Testcase, measured string, about []finding.Finding) junit.Testcase {
 	text := []string{measured}
 	for _, f := range about {
 		text = append(text, fmt.Sprintf("%s: %s: %s", f.Level, f.Code, said(f)))

@@ -46,13 +46,30 @@ func sample(layers int, names ...string) *verify.Report {
 			name := fmt.Sprintf("model.layers.%d.%s", l, kind)
 			m := verify.Module{
 				Module: name, Tensor: name + ".weight", Type: "BF16", Retention: 1 - 0.001*float64(k*l%97), RelError: 1e-3 / float64(1+k), Ratio: 0.002 * float64(1+l) / float64(1+k),
-				Exact: verify.Exact{Rows: 32, Total: 4096, Elements: 131072, Rounded: 131072}, Pass: true,
+				Exact: verify.Exact{
+					Rows: 32, Total: 4096, Elements: 131072, Rounded: 131072,
+					Errors: &verify.Errors{Unit: verify.Steps, Width: 1.0 / 16, Counts: []int64{16000, 16100, 16400, 16500, 16500, 16500, 16500, 16572, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
+				}, Pass: true,
+			}
+			for i := range 8 {
+				m.SingularValues = append(m.SingularValues, float32(0.5*math.Pow(0.7, float64(i+l%3))))
 			}
 			r.Modules = append(r.Modules, m)
 			values, modules = append(values, m.Retention), append(modules, name)
 		}
 	}
+	close, none := 0.999999, 0.0
+	r.WholeModel = &verify.WholeModel{
+		Provider: "cpu", Seed: 7, Branches: 7 * layers, Pass: true,
+		Inputs:  []verify.ModelInput{{Name: "input_ids", DType: "I64", Shape: []int64{1, 8}, Source: "random below 256"}},
+		Outputs: []verify.ModelOutput{{Name: "logits", DType: "F32", Shape: []int64{1, 8, 256}, RelError: 1e-7, Limit: 1e-5, Cosine: &close, Argmax: &close, Effect: 0.1, Retention: &close, Pass: true}},
+	}
 	for _, n := range names {
+		w := r.WholeModel
+		w.Pass, w.Why, w.Provider = false, n, n
+		w.Inputs = append(w.Inputs, verify.ModelInput{Name: n, DType: "F32", Source: n})
+		w.Outputs = append(w.Outputs, verify.ModelOutput{Name: n + "/out", DType: "F32", RelError: 1, Limit: 1e-5, Effect: 1, Retention: &none, Why: n})
+		r.Findings = append(r.Findings, *finding.Errorf("merge.whole_model", n, "%s", n).In(n + "/out"))
 		r.Modules = append(r.Modules, verify.Module{Module: n, Tensor: n + "/t", Type: "F16", Retention: 0.1, Ratio: 0.5, Why: n, Provider: n})
 		f := finding.Errorf("merge.equivalence", n, "%s is not right", n).In(n+"/t").Expected(n, "other").Hinted("look at " + n)
 		f.Module = n
@@ -187,7 +204,7 @@ func TestJUnit(t *testing.T) {
 			Cases    []testCase `xml:"testcase"`
 		} `xml:"testsuite"`
 	}
-	for failOn, want := range map[finding.Level]int{finding.Error: 2, finding.Warning: 3} {
+	for failOn, want := range map[finding.Level]int{finding.Error: 3, finding.Warning: 4} {
 		d.FailOn = failOn
 		b, err := Render(JUnit, d)
 		if err != nil {
@@ -197,7 +214,7 @@ func TestJUnit(t *testing.T) {
 		if err := xml.Unmarshal(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if len(got.Suites) != 2 || got.Tests != 15+3 || got.Failures != want || got.Suites[0].Tests != 15 || got.Suites[0].Failures != 1 {
+		if len(got.Suites) != 3 || got.Tests != 15+2+3 || got.Failures != want || got.Suites[0].Tests != 15 || got.Suites[0].Failures != 1 || got.Suites[1].Tests != 2 || got.Suites[1].Failures != 1 {
 			t.Fatalf("--fail-on %s: %+v", failOn, got)
 		}
 		n := 0
@@ -239,10 +256,11 @@ func TestSARIF(t *testing.T) {
 		t.Fatal(err)
 	}
 	run := log.Runs[0]
-	if log.Version != "2.1.0" || len(log.Runs) != 1 || len(run.Results) != 3 || run.Tool.Driver.Name != "loratool" || run.Tool.Driver.Version != "v1.2.3" {
+	if log.Version != "2.1.0" || len(log.Runs) != 1 || len(run.Results) != 4 || run.Tool.Driver.Name != "loratool" || run.Tool.Driver.Version != "v1.2.3" {
 		t.Fatalf("%+v", log)
 	}
 	for i, want := range []struct{ rule, level, uri, state string }{
+		{"merge.whole_model", "error", "odd%20dir/weights%3A%2050%25", "new"},
 		{"merge.equivalence", "error", "odd%20dir/weights%3A%2050%25", "new"},
 		{"adapter.no_effect", "warning", "odd%20dir/weights%3A%2050%25", "new"},
 		{"numeric.nan_inf", "warning", "file:///abs/x.gguf", "unchanged"},
@@ -258,7 +276,7 @@ func TestSARIF(t *testing.T) {
 			t.Errorf("result %d has the fingerprints %v", i, r.Fingerprints)
 		}
 	}
-	if got, want := run.Results[2].Message.Text, `old: see [a\](b) and {{0}}`; got != want || run.Results[2].Suppressions[0].Kind != "external" {
+	if got, want := run.Results[3].Message.Text, `old: see [a\](b) and {{0}}`; got != want || run.Results[3].Suppressions[0].Kind != "external" {
 		t.Errorf("got %q, expected %q", got, want)
 	}
 }

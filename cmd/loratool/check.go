@@ -158,6 +158,7 @@ func printCheck(out io.Writer, r *verify.Report) {
 	default:
 		fmt.Fprintf(out, "runtime:     ONNX Runtime %s on %s: %d of %d modules, largest relative error %.1e\n", u.Version, u.Provider, u.Modules, u.Of, worst)
 	}
+	printWhole(out, r.WholeModel)
 	if r.Retention != nil {
 		fmt.Fprintf(out, "retention:   min %.4f (%s), median %.4f\n", r.Retention.Min, finding.Escape(r.Retention.Worst), r.Retention.Median)
 	}

@@ -36,6 +36,9 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "sample", Value: "8", Usage: "check `N` modules with ONNX Runtime, or all modules and every row"},
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`DEVICE` of the ONNX Runtime check: auto, cpu, cuda, webgpu"},
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
+			&cli.BoolFlag{Name: "whole-model", Usage: "run ONNX models as a whole too: BASE with the adapters beside its layers, BASE alone and MERGED, on the same inputs"},
+			&cli.StringFlag{Name: "inputs", Usage: "values of the models' inputs for --whole-model, from `FILE`.npz or .json ({\"input_ids\": [[1, 2]]}); those that are missing are made up"},
+			&cli.StringSliceFlag{Name: "dim", Usage: "size of an open dimension of the inputs that are made up, `NAME=N`; repeatable"},
 			&cli.BoolFlag{Name: "tensors", Usage: "list every tensor with its SHA-256"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "accept adapter tensors that match nothing in BASE"},
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
@@ -284,6 +287,11 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string, le
 	if _, err := os.Stat(path); err != nil {
 		return nil, finding.Errorf("files.missing", path, "there is no such merged model")
 	}
+	whole, err := t.readWhole(c, path, adapters, level)
+	if err != nil {
+		return nil, err
+	}
+	defer whole.close()
 	r, err := t.checkMerge(c.Context, plan, path, level, false)
 	if f := finding.Of(err); f != nil && f.File == path {
 		return verify.Rejected(f), nil // it cannot be opened for what it is
@@ -292,6 +300,9 @@ func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string, le
 		return nil, err
 	}
 	r.Findings = append(plan.Findings, r.Findings...)
+	if err := whole.run(c.Context, r); err != nil {
+		return nil, err
+	}
 	printModules(t, r)
 	printCheck(t.text(), r)
 	return r, nil

@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": scriptStatus, "json": scriptJSON, "only": scriptOnly, "flip": scriptFlip, "near": scriptNear, "same": scriptSame,
-			"weights": scriptWeights, "zeros": scriptZeros, "pack": scriptPack, "bigendian": scriptBigEndian,
+			"weights": scriptWeights, "zeros": scriptZeros, "pack": scriptPack, "bigendian": scriptBigEndian, "variant": scriptVariant,
 		},
 	})
 }
@@ -258,7 +258,7 @@ func values(ts *testscript.TestScript, path string) map[string]stored {
 // weights FILE NAME ROWS COLS […] writes a safetensors file of F32 tensors. Names are quoted as in Go. Values
 // are small, fixed and not zero.
 func scriptWeights(ts *testscript.TestScript, _ bool, args []string) {
-	var header, data bytes.Buffer
+	var all []matrix
 	x := uint32(1)
 	for i := 1; i+2 < len(args); i += 3 {
 		name, err := strconv.Unquote(`"` + args[i] + `"`)
@@ -267,18 +267,36 @@ func scriptWeights(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(err)
 		cols, err := strconv.Atoi(args[i+2])
 		ts.Check(err)
-		quoted, err := json.Marshal(name)
+		m := matrix{name, rows, cols, make([]float32, rows*cols)}
+		for k := range m.v {
+			x = x*1664525 + 1013904223
+			m.v[k] = float32(int32(x)) * 0x1p-33
+		}
+		all = append(all, m)
+	}
+	writeMatrices(ts, args[0], all)
+}
+
+// A matrix of a safetensors file, row-major.
+type matrix struct {
+	name       string
+	rows, cols int
+	v          []float32
+}
+
+// writeMatrices writes a safetensors file of F32 matrices.
+func writeMatrices(ts *testscript.TestScript, name string, all []matrix) {
+	var header, data bytes.Buffer
+	for i, m := range all {
+		quoted, err := json.Marshal(m.name)
 		ts.Check(err)
 		first := data.Len()
-		for range rows * cols {
-			x = x*1664525 + 1013904223
-			ts.Check(binary.Write(&data, binary.LittleEndian, float32(int32(x))*0x1p-33))
-		}
+		ts.Check(binary.Write(&data, binary.LittleEndian, m.v))
 		sep := ","
-		if i == 1 {
+		if i == 0 {
 			sep = "{"
 		}
-		fmt.Fprintf(&header, `%s%s:{"dtype":"F32","shape":[%d,%d],"data_offsets":[%d,%d]}`, sep, quoted, rows, cols, first, data.Len())
+		fmt.Fprintf(&header, `%s%s:{"dtype":"F32","shape":[%d,%d],"data_offsets":[%d,%d]}`, sep, quoted, m.rows, m.cols, first, data.Len())
 	}
 	header.WriteString("}")
 	for header.Len()%8 != 0 {
@@ -288,9 +306,58 @@ func scriptWeights(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(binary.Write(&file, binary.LittleEndian, uint64(header.Len())))
 	file.Write(header.Bytes())
 	file.Write(data.Bytes())
-	path := ts.MkAbs(args[0])
+	path := ts.MkAbs(name)
 	ts.Check(os.MkdirAll(filepath.Dir(path), 0o777))
 	ts.Check(os.WriteFile(path, file.Bytes(), 0o666))
+}
+
+// variant KIND ADAPTER OUT writes the part of a PEFT adapter that changes q_proj and o_proj, whose weights are square:
+// right as it is, transposed so that it adds ΔWᵀ, or swapped between the two layers.
+func scriptVariant(ts *testscript.TestScript, _ bool, args []string) {
+	m, err := formats.Open(ts.MkAbs(args[1]))
+	ts.Check(err)
+	defer m.Close()
+	factors := map[string]matrix{}
+	for _, t := range m.Tensors() {
+		if strings.Contains(t.Name, "q_proj") || strings.Contains(t.Name, "o_proj") {
+			v, err := adapter.ReadFloats(&t)
+			ts.Check(err)
+			factors[t.Name] = matrix{t.Name, int(t.Shape[0]), int(t.Shape[1]), v}
+		}
+	}
+	var all []matrix
+	for _, name := range slices.Sorted(maps.Keys(factors)) {
+		from := name
+		switch args[0] {
+		case "right":
+		case "transposed":
+			from = strings.NewReplacer("lora_A", "lora_B", "lora_B", "lora_A").Replace(name)
+		case "swapped":
+			from = strings.NewReplacer("layers.0", "layers.1", "layers.1", "layers.0").Replace(name)
+		default:
+			ts.Fatalf("unknown variant %q", args[0])
+		}
+		f := factors[from]
+		if args[0] == "transposed" {
+			t := matrix{from, f.cols, f.rows, make([]float32, len(f.v))}
+			for i, x := range f.v {
+				t.v[i%f.cols*f.rows+i/f.cols] = x
+			}
+			f = t
+		}
+		f.name = name
+		all = append(all, f)
+	}
+	if len(all) != 8 {
+		ts.Fatalf("%d factors", len(all))
+	}
+	var config map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(filepath.Join(args[1], "adapter_config.json"))), &config))
+	config["target_modules"] = []string{"q_proj", "o_proj"}
+	b, err := json.Marshal(config)
+	ts.Check(err)
+	writeMatrices(ts, filepath.Join(args[2], "adapter_model.safetensors"), all)
+	ts.Check(os.WriteFile(ts.MkAbs(filepath.Join(args[2], "adapter_config.json")), b, 0o666))
 }
 
 // zeros FILE NAME ROWS COLS writes a safetensors file of one F32 tensor of zeros.
