@@ -22,11 +22,18 @@ var attested = []string{"to", "dtype", "quantize", "requant", "compat", "tied", 
 // An attesting is what merge --attest needs.
 type attesting struct {
 	path       string // "" for none
+	manifest   string // of the files alone; "" for none
 	parameters map[string]any
 }
 
 func readAttesting(c *cli.Context) (attesting, error) {
-	a := attesting{path: c.String("attest")}
+	a := attesting{path: c.String("attest"), manifest: c.String("manifest")}
+	if a.manifest != "" && a.manifest == a.path {
+		return a, usagef("--attest and --manifest are written to the same file")
+	}
+	if m := a.manifest; m != "" && filepath.Dir(m) != filepath.Clean(c.String("output")) && !formats.IsFolder(filepath.Dir(m)) {
+		return a, finding.Errorf("output.io", m, "the folder of the manifest is not there")
+	}
 	if a.path == "" {
 		return a, nil
 	}
@@ -57,6 +64,16 @@ func readAttesting(c *cli.Context) (attesting, error) {
 // attest writes the attestation of an output that passed its check.
 func (m *merging) attest(ctx context.Context) error {
 	a := m.args.attest
+	if a.manifest != "" {
+		// Before the attestation, which names every file of a folder.
+		s, err := attestation.NewManifest(ctx, m.args.output, m.files, a.manifest)
+		if err == nil {
+			err = writeStatement(a.manifest, s)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if a.path == "" {
 		return nil
 	}
@@ -88,18 +105,31 @@ func (m *merging) attest(ctx context.Context) error {
 			return err
 		}
 	}
+	return writeStatement(a.path, s)
+}
+
+func writeStatement(path string, s any) error {
 	var b bytes.Buffer
 	if err := report.WriteJSON(&b, s); err != nil {
 		return err
 	}
-	return writeWhole(a.path, b.Bytes())
+	return writeWhole(path, b.Bytes())
 }
 
 // checkAttestation adds to a report what an attestation has against the file, and against the base and the
 // adapters where they are given.
 func (t *terminal) checkAttestation(c *cli.Context, r *verify.Report, path string) error {
-	s, err := attestation.Open(c.String("attest"))
+	file := c.String("attest")
+	s, m, signed, err := attestation.Open(file)
 	if err != nil {
+		return err
+	}
+	if signed {
+		r.Findings = append(r.Findings, finding.Finding{Code: "provenance.signature", Level: finding.Info, File: file, Message: "the statement is signed, and the signature is not checked here"})
+	}
+	if m != nil {
+		found, err := m.Check(c.Context, path, file, c.Bool("ignore-unsigned-files"))
+		r.Findings = append(r.Findings, found...)
 		return err
 	}
 	found, err := s.Check(c.Context, path)

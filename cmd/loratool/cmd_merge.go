@@ -45,6 +45,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the check's inputs and samples"},
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
 			&cli.StringFlag{Name: "attest", Usage: "write to `FILE` what was made from what, by SHA-256: an unsigned in-toto statement of SLSA provenance"},
+			&cli.StringFlag{Name: "manifest", Usage: "write to `FILE` the output's files and their SHA-256, as OpenSSF model signing (OMS 1.0) signs them, unsigned"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
 		}, reportFlags(), recipeFlags(), folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runMerge(t, c) },

@@ -44,7 +44,8 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
-			&cli.StringFlag{Name: "attest", Usage: "hold the file, and BASE and ADAPTERs where they are given, to the attestation `FILE` of merge --attest"},
+			&cli.StringFlag{Name: "attest", Usage: "hold the file to `FILE`, an attestation of merge --attest (BASE and ADAPTERs too, where they are given) or a manifest of merge --manifest"},
+			&cli.BoolFlag{Name: "ignore-unsigned-files", Usage: "accept files of a folder that the manifest does not list"},
 		}, append(reportFlags(), dialectFlags()...)...),
 		Action: func(c *cli.Context) error { return runVerify(t, c) },
 	}

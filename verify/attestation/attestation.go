@@ -161,24 +161,85 @@ func Files(path string, tensors []tensor.Tensor) ([]string, error) {
 	return files, nil
 }
 
-// Open reads a bare statement. A signed envelope around one is opened and checked by the tool that signed it.
-func Open(path string) (*Statement, error) {
+// Open reads a statement: of what a merge was made from, or a manifest of files, one of the two. Inside an envelope
+// (DSSE, or a Sigstore bundle) it is read, too; signed then says so, since signatures are checked by the tools that
+// make them.
+func Open(path string) (s *Statement, m *Manifest, signed bool, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, finding.Errorf("files.missing", path, "the attestation cannot be opened")
+		return nil, nil, false, finding.Errorf("files.missing", path, "the attestation cannot be opened")
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxStatement+1))
 	if err != nil || len(b) > maxStatement {
-		return nil, finding.Errorf("provenance.bad_statement", path, "the attestation cannot be read, or is larger than 64 MiB")
+		return nil, nil, false, finding.Errorf("provenance.bad_statement", path, "the attestation cannot be read, or is larger than 64 MiB")
 	}
-	s := &Statement{}
+	if b, signed, err = payload(path, b); err != nil {
+		return nil, nil, false, err
+	}
+	var kind struct {
+		PredicateType string `json:"predicateType"`
+	}
+	if err := decode(path, b, &kind); err != nil {
+		return nil, nil, false, err
+	}
+	if kind.PredicateType == manifestType {
+		m = &Manifest{}
+		if err := decode(path, b, m); err != nil {
+			return nil, nil, false, err
+		}
+		if m.Type != statementType {
+			return nil, nil, false, finding.Errorf("provenance.bad_statement", path, "the manifest is not an in-toto statement").Expected(m.Type, statementType)
+		}
+		if why := m.valid(); why != "" {
+			return nil, nil, false, finding.Errorf("provenance.bad_statement", path, "the manifest cannot be relied on: %s", why)
+		}
+		return nil, m, signed, nil
+	}
+	s, err = provenance(path, b)
+	return s, nil, signed, err
+}
+
+// payload takes a statement out of its envelope.
+func payload(path string, b []byte) (statement []byte, signed bool, err error) {
+	type envelope struct {
+		Payload    []byte            `json:"payload"`
+		Signatures []json.RawMessage `json:"signatures"`
+	}
+	var e struct {
+		envelope
+		Bundled *envelope `json:"dsseEnvelope"`
+	}
+	if err := decode(path, b, &e); err != nil {
+		return nil, false, err
+	}
+	in := e.envelope
+	if e.Bundled != nil {
+		in = *e.Bundled
+	}
+	if in.Payload == nil {
+		return b, false, nil
+	}
+	return in.Payload, len(in.Signatures) > 0, nil
+}
+
+// decode reads one JSON document.
+func decode(path string, b []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
-	if err := d.Decode(s); err != nil {
-		return nil, finding.Errorf("provenance.bad_statement", path, "the attestation is not a statement")
+	if err := d.Decode(v); err != nil {
+		return finding.Errorf("provenance.bad_statement", path, "the attestation is not a statement")
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return nil, finding.Errorf("provenance.bad_statement", path, "something follows the statement")
+		return finding.Errorf("provenance.bad_statement", path, "something follows the statement")
+	}
+	return nil
+}
+
+// provenance reads a statement about a merge.
+func provenance(path string, b []byte) (*Statement, error) {
+	s := &Statement{}
+	if err := decode(path, b, s); err != nil {
+		return nil, err
 	}
 	switch {
 	case s.Type != statementType:

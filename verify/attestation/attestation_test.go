@@ -64,7 +64,7 @@ func TestStatement(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(path)
+	s, _, _, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestOpenRefuses(t *testing.T) {
 		"trailing": `{"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://slsa.dev/provenance/v1"} {}`,
 	} {
 		write(t, dir, map[string]string{name: text})
-		if _, err := Open(filepath.Join(dir, name)); finding.Of(err) == nil || finding.Of(err).Code != "provenance.bad_statement" {
+		if _, _, _, err := Open(filepath.Join(dir, name)); finding.Of(err) == nil || finding.Of(err).Code != "provenance.bad_statement" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
