@@ -3,7 +3,7 @@
 GO      ?= go
 BIN     := bin/loratool
 
-.PHONY: build demo test vet runtime portable arm64 llamacpp fuzz bench generate clean
+.PHONY: build demo test vet runtime gpu-software portable arm64 llamacpp fuzz bench generate clean
 
 build:
 	$(GO) build -trimpath -o $(BIN) ./cmd/loratool
@@ -30,6 +30,10 @@ vet:
 runtime: build
 	@$(BIN) runtime info >/dev/null 2>&1 || $(BIN) runtime install || \
 		echo "*** ONNX Runtime cannot be had here: its tests will be skipped ***"
+
+# The GPU path of the runtime check without a GPU: on a Vulkan driver that computes on the CPU (docs/gpu.md).
+gpu-software: build runtime
+	@GO="$(GO)" LORATOOL="$(CURDIR)/$(BIN)" .ci/gpu-software
 
 # The same bytes on every processor: without assembly, and where the compiler may fuse.
 portable:

@@ -218,6 +218,47 @@ func TestSameInputs(t *testing.T) {
 	}
 }
 
+// TestOnGPU runs whole models on a GPU, where the products must be computed there.
+func TestOnGPU(t *testing.T) {
+	lib, err := onnxruntime.Locate("")
+	if err != nil {
+		t.Skipf("without ONNX Runtime: %v", err)
+	}
+	for _, d := range []onnxruntime.Provider{onnxruntime.CUDA, onnxruntime.WebGPU} {
+		t.Run(string(d), func(t *testing.T) {
+			exe, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			rt, err := onnxruntime.Open(t.Context(), lib, onnxruntime.Options{Device: onnxruntime.Device(d), Prober: onnxruntime.ChildProber(exe)})
+			if err != nil {
+				if os.Getenv("LORATOOL_GPU") == string(d) {
+					t.Fatal("LORATOOL_GPU asks for the device: ", err)
+				}
+				t.Skip("no such device here: ", err)
+			}
+			for _, name := range []string{"base.onnx", "base-dynamo.onnx"} {
+				base := open(t, tiny+name)
+				a := made(t, base, 0.1)
+				out, modules := merged(t, base, a, 1)
+				w := check(t, rt, base, out, a, modules.Modules, model.Making{}).WholeModel
+				if !w.Pass || w.Provider != string(d) || w.OnDevice < 3*len(a.Updates) {
+					t.Errorf("%s: %+v", name, w)
+				}
+				t.Logf("%s: %d operators on the device, %d on the CPU, relative error %.1e, effect %.1e", name, w.OnDevice, w.OnCPU, w.Outputs[0].RelError, w.Outputs[0].Effect)
+				if w := check(t, rt, base, base, a, modules.Modules, model.Making{}).WholeModel; w.Pass {
+					t.Errorf("%s: not merged passes: %+v", name, w)
+				}
+			}
+		})
+	}
+}
+
+func TestMain(m *testing.M) {
+	onnxruntime.ServeProbe() // a child that tries a provider ends here
+	os.Exit(m.Run())
+}
+
 func code(err error) string {
 	if f := finding.Of(err); f != nil {
 		return f.Code
