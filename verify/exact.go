@@ -68,43 +68,55 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 		d2 += float64(d * d)
 	}
 	rms := math.Sqrt(d2 / float64(len(base)))
-	t := e.codec.DType()
-	g := gridOf(t)
+	g := gridOf(e.codec.DType())
+	errors := e.res.Errors
+	counts, perUnit := errors.Counts, 1/errors.Width
+	if e.shares && e.unit > 0 {
+		perUnit /= e.unit
+	}
+	// The sums of the row, which stay in registers.
+	var dot, delta, norm, noise, whole, grain, maxSteps float64
+	var rounded, far int64
+	equal, finer := e.equalToBase, e.finer || g == bfloat16
 	for i, v := range got {
 		w, x, s := float64(base[i]), want[i], float64(v)
-		if math.IsNaN(s) || math.IsInf(s, 0) {
+		d, off := x-w, s-x
+		if off-off != 0 {
 			e.nonFinite = true
 			continue
 		}
-		d, off := x-w, s-x
-		e.dot += float64((s - w) * d)
-		e.delta += float64(d * d)
-		e.base += float64(w * w)
-		e.noise += float64(off * off)
-		e.want += float64(x * x)
-		if s != w {
-			e.equalToBase = false
-		}
+		dot += float64((s - w) * d)
+		delta += float64(d * d)
+		norm += float64(w * w)
+		noise += float64(off * off)
+		whole += float64(x * x)
+		equal = equal && s == w
+		off = math.Abs(off)
 		if e.shares {
 			if e.unit > 0 {
-				e.res.Errors.add(math.Abs(off) / e.unit)
+				counts[int(min(off*perUnit, errorBins))]++
 			}
 			continue
 		}
 		step := g.step(x)
 		slack := 0x1p-21*(math.Abs(w)+math.Abs(x)+8*rms) + subnormal
-		e.grain += float64(step * step / 12)
-		off = math.Abs(off)
-		e.finer = e.finer || math.Float32bits(v)&0xffff != 0 || off > bfloat16.step(x)/2+slack
+		grain += float64(step * step)
+		finer = finer || math.Float32bits(v)&0xffff != 0 || off > bfloat16.step(x)/2+slack
 		if off <= step/2 {
-			e.res.Rounded++
+			rounded++
+		} else if off > step/2+slack {
+			far++
 		}
-		if off > step/2+slack {
-			e.res.Off++
+		steps := off / step
+		if steps > maxSteps {
+			maxSteps = steps
 		}
-		e.res.MaxSteps = math.Max(e.res.MaxSteps, off/step)
-		e.res.Errors.add(off / step)
+		counts[int(min(steps*perUnit, errorBins))]++
 	}
+	e.dot, e.delta, e.base, e.noise, e.want = e.dot+dot, e.delta+delta, e.base+norm, e.noise+noise, e.want+whole
+	e.grain += grain / 12
+	e.res.Rounded, e.res.Off, e.res.MaxSteps = e.res.Rounded+rounded, e.res.Off+far, max(e.res.MaxSteps, maxSteps)
+	e.equalToBase, e.finer = equal, finer
 }
 
 // subnormal is what the roundings of an accumulation can add up to where float32 no longer has a relative
@@ -146,39 +158,48 @@ func squaredDistance(got []float32, want []float64) (sum float64) {
 }
 
 // A grid is the spacing of a float type's values.
-type grid struct{ mantissa, low int }
+type grid struct {
+	mantissa, low int
+	unit          float64 // 2^-mantissa
+}
 
 // bfloat16 is the type that merges most often go through although they are stored in a finer one.
 var bfloat16 = gridOf(tensor.BF16)
 
 // gridOf is the grid of a float type: the bits of its mantissa and its smallest normal exponent.
 func gridOf(t tensor.DType) grid {
+	g := mantissaOf(t)
+	g.unit = math.Ldexp(1, -g.mantissa)
+	return g
+}
+
+func mantissaOf(t tensor.DType) grid {
 	switch t {
 	case tensor.F64:
-		return grid{52, -1022}
+		return grid{mantissa: 52, low: -1022}
 	case tensor.F16:
-		return grid{10, -14}
+		return grid{mantissa: 10, low: -14}
 	case tensor.BF16:
-		return grid{7, -126}
+		return grid{mantissa: 7, low: -126}
 	case tensor.F8E4M3:
-		return grid{3, -6}
+		return grid{mantissa: 3, low: -6}
 	case tensor.F8E4M3FNUZ:
-		return grid{3, -7}
+		return grid{mantissa: 3, low: -7}
 	case tensor.F8E5M2:
-		return grid{2, -14}
+		return grid{mantissa: 2, low: -14}
 	case tensor.F8E5M2FNUZ:
-		return grid{2, -15}
+		return grid{mantissa: 2, low: -15}
 	}
-	return grid{23, -126}
+	return grid{mantissa: 23, low: -126}
 }
 
 // step is the distance between neighbouring values around x.
 func (g grid) step(x float64) float64 {
-	e := int(math.Float64bits(x)>>52&0x7ff) - 1023 // of a subnormal x too small, which low corrects
-	if e = max(e, g.low) - g.mantissa; e < -1022 {
-		return math.Ldexp(1, e)
+	bits := math.Float64bits(x) & (0x7ff << 52)
+	if e := int(bits>>52) - 1023; e < g.low { // of a subnormal x too small, which low corrects
+		return math.Ldexp(1, g.low-g.mantissa)
 	}
-	return math.Float64frombits(uint64(e+1023) << 52)
+	return math.Float64frombits(bits) * g.unit
 }
 
 // far reports whether rounding alone does not explain what is stored.

@@ -109,11 +109,6 @@ func newErrors(shared bool) *Errors {
 	return e
 }
 
-// add counts an error, in units.
-func (e *Errors) add(x float64) {
-	e.Counts[int(min(x/e.Width, errorBins))]++
-}
-
 // ByRuntime is what ONNX Runtime measured.
 type ByRuntime struct {
 	Provider     string  `json:"provider"`

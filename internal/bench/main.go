@@ -29,9 +29,16 @@ func main() {
 	rank := flag.Int("rank", 16, "rank of the adapter")
 	runs := flag.Int("runs", 3, "runs of each")
 	convert := flag.Bool("convert", false, "measure conversions of adapters instead")
+	check := flag.Bool("check", false, "measure verify instead, on layers of 4096 × 4096, seven a block")
 	flag.Parse()
 	if *convert {
 		if err := benchConvert(*program, *dir, *runs); err != nil {
+			log.Fatal("bench: ", err)
+		}
+		return
+	}
+	if *check {
+		if err := benchCheck(*program, *dir, *layers, *rank); err != nil {
 			log.Fatal("bench: ", err)
 		}
 		return
