@@ -96,10 +96,14 @@ func TestReasonsForBadLibraries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, reason := range map[string]string{
+	libraries := map[string]string{
 		put(t, []byte("text"), t.TempDir(), "libonnxruntime.so.1"): "cannot be loaded",
 		"libc.so.6": "is not ONNX Runtime",
-	} {
+	}
+	if old := oldLibrary(t); old != "" {
+		libraries[old] = "too old (found 1.17.1, expected ONNX Runtime 1.29 or newer)"
+	}
+	for path, reason := range libraries {
 		request, err := json.Marshal(probeRequest{Library{Path: path}, CPU})
 		if err != nil {
 			t.Fatal(err)
@@ -115,6 +119,27 @@ func TestReasonsForBadLibraries(t *testing.T) {
 			t.Errorf("%s: %+v", path, p)
 		}
 	}
+}
+
+// oldLibrary compiles a library that knows no newer C interface than that of 1.17.1, or returns "".
+func oldLibrary(t *testing.T) string {
+	cc, err := exec.LookPath("cc")
+	if err != nil {
+		t.Log("there is no C compiler: what is said of an old library is NOT tested")
+		return ""
+	}
+	dir := t.TempDir()
+	source := put(t, []byte(`#include <stddef.h>
+static const void *api(unsigned version) { (void)version; return NULL; }
+static const char *version(void) { return "1.17.1"; }
+static const struct { const void *(*api)(unsigned); const char *(*version)(void); } base = {api, version};
+const void *OrtGetApiBase(void) { return &base; }
+`), dir, "old.c")
+	lib := filepath.Join(dir, "libonnxruntime.so.1.17.1")
+	if out, err := exec.Command(cc, "-shared", "-fPIC", "-o", lib, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return lib
 }
 
 func TestServeProbeRefusesGarbage(t *testing.T) {

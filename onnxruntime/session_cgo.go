@@ -36,7 +36,9 @@ func loadLibrary(lib Library) (string, error) {
 	msg := err.Error()
 	switch {
 	case strings.Contains(msg, "ORT API base"):
-		return "", finding.Errorf("runtime.too_old", lib.Path, "the library is older than ONNX Runtime 1.%d, which this program needs", apiVersion).Hinted(installHint)
+		f := finding.Errorf("runtime.too_old", lib.Path, "the library is too old").Hinted(installHint)
+		f.Got, f.Want = libraryVersion(lib.Path), fmt.Sprintf("ONNX Runtime 1.%d or newer", apiVersion)
+		return "", f
 	case strings.Contains(msg, "OrtGetApiBase"):
 		return "", finding.Errorf("runtime.not_a_runtime", lib.Path, "the library is not ONNX Runtime").Hinted(installHint)
 	}

@@ -18,6 +18,23 @@ static const char *runtime_path(const char *name, void **handle) {
 	if (f == NULL || dladdr(f, &info) == 0) return NULL;
 	return info.dli_fname;
 }
+
+// The structure that OrtGetApiBase returns, which has been the same since the first release.
+typedef struct {
+	const void *(*api)(unsigned version);
+	const char *(*version)(void);
+} api_base;
+
+// runtime_version returns the version that a library says it has, or NULL.
+static const char *runtime_version(const char *path) {
+	void *handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+	const api_base *(*get)(void);
+	const api_base *base;
+	if (handle == NULL) return NULL;
+	get = (const api_base *(*)(void))dlsym(handle, "OrtGetApiBase");
+	if (get == NULL || (base = get()) == NULL || base->version == NULL) return NULL;
+	return base->version();
+}
 */
 import "C"
 
@@ -37,4 +54,15 @@ func systemLibrary(name string) (string, bool) {
 		return "", false
 	}
 	return C.GoString(path), true
+}
+
+// libraryVersion asks a library for its version, "" where it does not say.
+func libraryVersion(path string) string {
+	s := C.CString(path)
+	defer C.free(unsafe.Pointer(s))
+	v := C.runtime_version(s)
+	if v == nil {
+		return ""
+	}
+	return C.GoString(v)
 }

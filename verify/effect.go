@@ -2,6 +2,8 @@ package verify
 
 import (
 	"fmt"
+	"math"
+	"slices"
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/merge"
@@ -68,4 +70,52 @@ func smallest(t tensor.DType) float64 {
 		return 0x1p-16
 	}
 	return 0x1p-13
+}
+
+// How far a module's update may stand out among those of its adapter: so many robust standard deviations of the
+// logarithms (1.4826 times the median distance from the median), and so many times the middle one.
+const (
+	standsOut   = 8
+	timesMedian = 16
+	fewModules  = 8 // of fewer there is no telling
+)
+
+// outliers are the modules whose update is far larger, beside its weight, than those of the others: a wrong scale of one
+// module, or a damaged factor.
+func outliers(adapter string, fits []Fit) (found []finding.Finding) {
+	var logs []float64
+	for _, f := range fits {
+		if f.Ratio > 0 {
+			logs = append(logs, math.Log(f.Ratio))
+		}
+	}
+	if len(logs) < fewModules {
+		return nil
+	}
+	middle := medianOf(logs)
+	away := make([]float64, len(logs))
+	for i, x := range logs {
+		away[i] = math.Abs(x - middle)
+	}
+	deviation := 1.4826 * medianOf(away)
+	for _, f := range fits {
+		if f.Ratio <= 0 {
+			continue
+		}
+		if d := math.Log(f.Ratio) - middle; d > math.Log(timesMedian) && d > standsOut*deviation {
+			w := finding.Warnf("numeric.delta_outlier", adapter, "the update is %s of its weight, %s times as much as that of the middle module", short(f.Ratio), short(math.Exp(d))).In(f.Tensor)
+			w.Module = f.Module
+			found = append(found, *w.Hinted("look at the module's alpha and factors (inspect --tensors)"))
+		}
+	}
+	return found
+}
+
+func medianOf(v []float64) float64 {
+	s := slices.Clone(v)
+	slices.Sort(s)
+	if n := len(s); n%2 == 0 {
+		return (s[n/2-1] + s[n/2]) / 2
+	}
+	return s[len(s)/2]
 }

@@ -2,7 +2,9 @@ package verify
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/tensor"
@@ -55,8 +57,38 @@ func TestNotFinite(t *testing.T) {
 		{tensor.BF16, bits(2, 0x7f80), true},
 		{tensor.I32, bits(4, 0xffffffff), false},
 	} {
-		if got := notFinite(tt.t, tt.p); got != tt.want {
-			t.Errorf("%s %x: %v, expected %v", tt.t, tt.p, got, tt.want)
+		var s sorts
+		if s.add(tt.t, tt.p); (s.odd > 0) != tt.want {
+			t.Errorf("%s %x: %+v, expected %v", tt.t, tt.p, s, tt.want)
+		}
+	}
+	var s sorts
+	for _, x := range []uint64{0, 0x8000, 1, 0x83ff, 0x0400, 0x3c00} { // zeros, subnormals, the smallest normal, 1
+		s.add(tensor.F16, bits(2, x))
+	}
+	if s != (sorts{normal: 2, subnormal: 2}) {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestOutliers(t *testing.T) {
+	fits := func(ratios ...float64) (out []Fit) {
+		for i, x := range ratios {
+			out = append(out, Fit{Module: fmt.Sprintf("layers.%d.q_proj", i), Tensor: "t", Ratio: x})
+		}
+		return out
+	}
+	spread := []float64{0.01, 0.012, 0.008, 0.011, 0.02, 0.015, 0.009, 0.03, 0.007}
+	for _, c := range []struct {
+		ratios []float64
+		want   int
+	}{
+		{spread, 0}, {append(slices.Clone(spread), 5), 1}, {append(slices.Clone(spread), 0.15), 0}, {append(slices.Clone(spread), 1e-6), 0}, {[]float64{0.01, 0.01, 5}, 0},
+		{append(slices.Repeat([]float64{0.01}, 9), 0.02), 0}, {append(slices.Repeat([]float64{0.01}, 9), 1), 1}, {nil, 0},
+	} {
+		got := outliers("a", fits(c.ratios...))
+		if len(got) != c.want || c.want == 1 && (got[0].Code != "numeric.delta_outlier" || got[0].Module != fmt.Sprintf("layers.%d.q_proj", len(c.ratios)-1)) {
+			t.Errorf("%v: %+v, expected %d", c.ratios, got, c.want)
 		}
 	}
 }

@@ -59,6 +59,9 @@ func Adapter(ctx context.Context, plan *merge.Plan, planErr error) (*Report, []F
 	if effective == 0 && len(fits) > 0 {
 		r.add(finding.Warnf("adapter.no_effect", plan.Pairs[0].Adapter, "no module of the adapter has an effect"))
 	}
+	if len(plan.Pairs) > 0 {
+		r.Findings = append(r.Findings, outliers(plan.Pairs[0].Adapter, fits)...)
+	}
 	r.Fits = fits
 	return r.conclude(), fits, nil
 }

@@ -46,6 +46,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "max-shard-size", Usage: "largest `SIZE` of an output file (default: the format's own)"},
 			&cli.StringFlag{Name: "attest", Usage: "write to `FILE` what was made from what, by SHA-256: an unsigned in-toto statement of SLSA provenance"},
 			&cli.StringFlag{Name: "manifest", Usage: "write to `FILE` the output's files and their SHA-256, as OpenSSF model signing (OMS 1.0) signs them, unsigned"},
+			&cli.BoolFlag{Name: "twice", Usage: "merge again, with another number of workers, beside the output and compare every byte; the copy is removed"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing output"},
 		}, reportFlags(), recipeFlags(), folderFlags(), dialectFlags()),
 		Action: func(c *cli.Context) error { return runMerge(t, c) },
@@ -70,13 +71,15 @@ type mergeDocument struct {
 }
 
 type mergeArguments struct {
-	base, output, name string
-	options            merge.Options
-	check              checkLevel
-	shard              int64
-	reports            reporting
-	attest             attesting
-	format             string
+	base, output string
+	name         string // of the output as it was asked for; output gets the first file of several
+	options      merge.Options
+	check        checkLevel
+	shard        int64
+	reports      reporting
+	attest       attesting
+	twice        bool
+	format       string
 }
 
 func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
@@ -116,6 +119,7 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	if a.reports, err = readReporting(c); err != nil {
 		return a, err
 	}
+	a.twice, a.name = c.Bool("twice"), filepath.Base(filepath.Clean(c.String("output")))
 	if a.attest, err = readAttesting(c); err != nil {
 		return a, err
 	}
@@ -315,6 +319,13 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	if f := verify.LowRetention(m.args.output, kept, 0.9); f != nil {
 		doc.Findings = append(doc.Findings, *f)
 	}
+	if m.args.twice {
+		differ, err := m.again(ctx)
+		if err != nil {
+			return err
+		}
+		doc.Findings = append(doc.Findings, differ...)
+	}
 	debug.FreeOSMemory() // the slabs are done with; the check needs room of its own
 	report, err := m.t.checkMerge(ctx, m.plan, m.args.output, m.args.check, true)
 	if err != nil {
@@ -341,7 +352,7 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 	m.t.report(doc.Findings)
 	m.t.sayKnown(m.args.reports.baseline, doc.Known)
 	m.print(report)
-	if report != nil && report.Verdict == verify.Reject {
+	if report != nil && report.Verdict == verify.Reject || slices.ContainsFunc(doc.Findings, func(f finding.Finding) bool { return f.Code == notTheSame }) {
 		return status(exitFound)
 	}
 	return m.attest(ctx)

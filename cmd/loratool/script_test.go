@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -54,7 +55,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": scriptStatus, "json": scriptJSON, "only": scriptOnly, "flip": scriptFlip, "near": scriptNear, "same": scriptSame,
-			"weights": scriptWeights, "zeros": scriptZeros, "pack": scriptPack, "bigendian": scriptBigEndian, "variant": scriptVariant,
+			"weights": scriptWeights, "zeros": scriptZeros, "pack": scriptPack, "bigendian": scriptBigEndian, "variant": scriptVariant, "stated": scriptStated,
 		},
 	})
 }
@@ -358,6 +359,20 @@ func scriptVariant(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	writeMatrices(ts, filepath.Join(args[2], "adapter_model.safetensors"), all)
 	ts.Check(os.WriteFile(ts.MkAbs(filepath.Join(args[2], "adapter_config.json")), b, 0o666))
+}
+
+// stated FILE NAME ROWS COLS KEY writes a safetensors file as weights does, whose metadata says under KEY what the
+// SHA-256 of its data is.
+func scriptStated(ts *testscript.TestScript, _ bool, args []string) {
+	scriptWeights(ts, false, args[:4])
+	path := ts.MkAbs(args[0])
+	b, err := os.ReadFile(path)
+	ts.Check(err)
+	n := binary.LittleEndian.Uint64(b)
+	header, data := strings.TrimSpace(string(b[8:8+n])), b[8+n:]
+	header = fmt.Sprintf(`{"__metadata__":{"%s":"0x%x"},%s`, args[4], sha256.Sum256(data), header[1:])
+	out := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
+	ts.Check(os.WriteFile(path, slices.Concat(out, []byte(header), data), 0o666))
 }
 
 // zeros FILE NAME ROWS COLS writes a safetensors file of one F32 tensor of zeros.
