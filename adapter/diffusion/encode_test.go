@@ -325,6 +325,35 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestWidened keeps the inputs that a control LoRA adds to the first layer: for ComfyUI with the shape that the base's
+// weight is filled up to.
+func TestWidened(t *testing.T) {
+	specs := append(pair("img_in", ".lora_A.weight", ".lora_B.weight", 3072, 128), pair("double_blocks.0.img_mod.lin", ".lora_A.weight", ".lora_B.weight", 18432, 3072)...)
+	got, f := through(t, tensors(t, specs...), nil, "comfyui")
+	const name = "diffusion_model.img_in.reshape_weight"
+	x, ok := got[name]
+	if !ok || x.DType != tensor.I64 {
+		t.Fatalf("%s is %v", name, x)
+	}
+	b, err := x.Read()
+	if err != nil || binary.LittleEndian.Uint64(b) != 3072 || binary.LittleEndian.Uint64(b[8:]) != 128 || len(b) != 16 {
+		t.Errorf("%v, %v", b, err)
+	}
+	stored := memory(t, f.Weights)
+	back, _ := through(t, stored, f.Metadata, "bfl-control")
+	if a := back["img_in.lora_A.weight"]; len(back) != 4 || !a.Shape.Equal(tensor.Shape{2, 128}) {
+		t.Errorf("comes back as %v", back)
+	}
+	for i := range stored {
+		if stored[i].Name == name {
+			stored[i] = memory(t, []adapter.Weight{integers(name, tensor.Shape{2}, 3072, 64)})[0]
+		}
+	}
+	if _, err := Decode("file", "file", stored, f.Metadata, Options{}); finding.Of(err) == nil || finding.Of(err).Code != "adapter.shape_mismatch" {
+		t.Errorf("another shape: got %v", err)
+	}
+}
+
 // TestUnnamed leaves out, where that is allowed, what x-flux has no place for, and says so.
 func TestUnnamed(t *testing.T) {
 	specs := slices.Concat(pair("lora_unet_double_blocks_0_img_attn_proj", ".lora_down.weight", ".lora_up.weight", 4, 4),

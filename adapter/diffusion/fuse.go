@@ -172,7 +172,7 @@ func trim(parts []adapter.Update) error {
 	for _, u := range parts {
 		t := u.A.Stored
 		switch {
-		case t == nil:
+		case t == nil || !isFactors(&u):
 		case first == nil:
 			first = t
 		default:
@@ -185,7 +185,7 @@ func trim(parts []adapter.Update) error {
 	var empty []int
 	for p := range parts {
 		u := &parts[p]
-		if u.Kind == "" {
+		if !isFactors(u) {
 			continue
 		}
 		b, err := u.B.Load()

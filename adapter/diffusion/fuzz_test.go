@@ -18,6 +18,11 @@ func FuzzDecode(f *testing.F) {
 		"text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1.lora_mid.weight 1 1 3 3",
 		"lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a 4 2\nlora_te1_text_model_encoder_layers_0_mlp_fc1.dora_scale 1 4",
 		"diffusion_model.double_blocks.0.img_attn.qkv.lokr_w1 2 3\ndiffusion_model.double_blocks.0.img_attn.qkv.lokr_w2 2 2",
+		"lora_unet_double_blocks_0_img_attn_qkv.oft_blocks 6 2 2\nlora_unet_double_blocks_0_img_attn_qkv.alpha",
+		"lora_transformer_transformer_blocks_0_attn_to_q.oft_R.weight 2 3\nlora_transformer_transformer_blocks_0_attn_to_k.oft_R.weight 2 3",
+		"lora_unet_double_blocks_0_img_attn_qkv.a1.weight 4 2\nlora_unet_double_blocks_0_img_attn_qkv.a2.weight 2 4\nlora_unet_double_blocks_0_img_attn_qkv.b1.weight 12 2\nlora_unet_double_blocks_0_img_attn_qkv.b2.weight 2 4",
+		"lora_unet_final_layer_adaLN_modulation_1.diff 8 6", "lora_unet_double_blocks_0_img_attn_qkv.weight 4\nlora_unet_double_blocks_0_img_attn_qkv.on_input",
+		"transformer.transformer_blocks.0.attn.to_k.hada_w1_a 4 2\ntransformer.transformer_blocks.0.attn.to_k.hada_w1_b 2 4\ntransformer.transformer_blocks.0.attn.to_k.hada_w2_a 4 2\ntransformer.transformer_blocks.0.attn.to_k.hada_w2_b 2 4",
 		"double_blocks.0.img_attn.norm.key_norm.scale 2", "lora_unet_.alpha", ".processor..down.weight", "text_encoders..transformer..alpha",
 	} {
 		f.Add(seed)
