@@ -2,6 +2,7 @@ package adapter
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/loratool/loratool/tensor"
@@ -50,6 +51,31 @@ func FromValues(rows, cols int64, v []float32) Factor {
 // FromFunc is a factor computed when it is loaded: load returns rows·cols values, row-major.
 func FromFunc(rows, cols int64, load func() ([]float32, error)) Factor {
 	return Factor{Rows: rows, Cols: cols, load: load}
+}
+
+// Same reports whether two factors hold the same values, bit for bit. It reads them, unless they are the same bytes
+// of a file.
+func (f Factor) Same(g Factor) (bool, error) {
+	if !f.Present() || !g.Present() {
+		return f.Present() == g.Present(), nil
+	}
+	if f.Rows != g.Rows || f.Cols != g.Cols {
+		return false, nil
+	}
+	if s, t := f.Stored, g.Stored; s != nil && t != nil && s.Src == t.Src && s.Off == t.Off && s.Size == t.Size {
+		return true, nil
+	}
+	v, err := f.Load()
+	if err != nil {
+		return false, err
+	}
+	defer f.done(v)
+	w, err := g.Load()
+	if err != nil {
+		return false, err
+	}
+	defer g.done(w)
+	return slices.EqualFunc(v, w, func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }), nil
 }
 
 // Transpose is the factor with rows and columns exchanged.

@@ -9,7 +9,6 @@ package diffusion
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -363,31 +362,9 @@ func equal(x, y *adapter.Update) (bool, error) {
 		factors = append(factors, [2]adapter.Factor{k.Full, l.Full}, [2]adapter.Factor{k.A, l.A}, [2]adapter.Factor{k.B, l.B})
 	}
 	for _, p := range factors {
-		if same, err := sameValues(p[0], p[1]); !same || err != nil {
+		if same, err := p[0].Same(p[1]); !same || err != nil {
 			return false, err
 		}
 	}
 	return true, nil
-}
-
-// sameValues reports whether two factors are the same tensor or hold the same values.
-func sameValues(x, y adapter.Factor) (bool, error) {
-	if !x.Present() || !y.Present() {
-		return x.Present() == y.Present(), nil
-	}
-	if x.Rows != y.Rows || x.Cols != y.Cols {
-		return false, nil
-	}
-	if s, t := x.Stored, y.Stored; s != nil && t != nil && s.Src == t.Src && s.Off == t.Off && s.Size == t.Size {
-		return true, nil
-	}
-	v, err := x.Load()
-	if err != nil {
-		return false, err
-	}
-	w, err := y.Load()
-	if err != nil {
-		return false, err
-	}
-	return slices.EqualFunc(v, w, func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }), nil
 }

@@ -24,7 +24,7 @@ func fuse(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, e
 	}
 	shared, even := true, true
 	for _, u := range have[1:] {
-		same, err := sameValues(have[0].A, u.A)
+		same, err := have[0].A.Same(u.A)
 		if err != nil {
 			return nil, err
 		}

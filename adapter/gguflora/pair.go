@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/naming"
@@ -50,9 +51,12 @@ func (e *encoder) factors(name string, parts []part) (a, b adapter.Factor, err e
 			return a, b, e.refuse(p.u, "parts of %q are stored in different orientations", name)
 		}
 	}
+	if latent(name) {
+		return a, b, e.refuse(u, "llama.cpp multiplies with the heads of %q apart, and applies no factors there", u.Module).Hinted(mergeInstead)
+	}
 	a, b = u.A, u.B
 	if u.Experts > 0 && e.a.Space == naming.HF {
-		if a, b, err = e.orient(u); err != nil {
+		if a, b, err = e.orient(name, parts[0].place, u); err != nil {
 			return a, b, err
 		}
 	}
@@ -114,18 +118,16 @@ func (e *encoder) misfit(u *adapter.Update, b adapter.Factor, want string) error
 
 // orient turns the factors of a fused expert round where PEFT laid A over the output: before 0.19.1 it
 // took the first dimension for the input, whatever the module computes.
-func (e *encoder) orient(u *adapter.Update) (a, b adapter.Factor, err error) {
+func (e *encoder) orient(name string, p naming.Place, u *adapter.Update) (a, b adapter.Factor, err error) {
 	w := e.opt.HP.ExpertWidth
 	fits := func(a, b adapter.Factor) bool {
-		switch u.Param {
-		case "gate_up_proj":
-			return b.Rows == 2*w
-		case "gate_proj", "up_proj":
-			return b.Rows == w
-		case "down_proj":
+		switch {
+		case strings.Contains(name, ".ffn_down"):
 			return a.Cols == w
+		case p.Rows > 0: // one of two halves
+			return b.Rows == 2*w
 		}
-		return false
+		return b.Rows == w
 	}
 	turnedA, turnedB := u.B.Transpose(), u.A.Transpose()
 	straight, turned := fits(u.A, u.B), fits(turnedA, turnedB)

@@ -15,6 +15,7 @@ func ToHF(a *adapter.Adapter, arch string, hp naming.HyperParameters) (*adapter.
 	out := *a
 	out.Space = naming.HF
 	out.Updates = nil
+	var parts joiner
 	for i := range a.Updates {
 		u := &a.Updates[i]
 		sources, err := naming.FromGGUF(arch, hp, tensorOf(u))
@@ -22,13 +23,18 @@ func ToHF(a *adapter.Adapter, arch string, hp naming.HyperParameters) (*adapter.
 			f := finding.Errorf("match.unmatched_target", a.Path, "%v", err).In(tensorOf(u))
 			return nil, f
 		}
+		if sources, err = parts.take(a, u, sources, arch, hp); err != nil {
+			return nil, err
+		}
 		translated, err := canonical(a, u, sources)
 		if err != nil {
 			return nil, err
 		}
 		out.Updates = append(out.Updates, translated...)
 	}
-	return &out, nil
+	joined, err := parts.join()
+	out.Updates = append(out.Updates, joined...)
+	return &out, err
 }
 
 // tensorOf is the GGUF tensor an update changes.
