@@ -348,11 +348,19 @@ func msg(n protowire.Number, parts ...[]byte) []byte {
 
 func str(n protowire.Number, s string) []byte { return msg(n, []byte(s)) }
 
-func floats(n int) []byte {
+func normal(n int) []float64 {
 	random := rand.New(rand.NewPCG(9, 9))
+	v := make([]float64, n)
+	for i := range v {
+		v[i] = random.NormFloat64()
+	}
+	return v
+}
+
+func floats(n int) []byte {
 	var b []byte
-	for range n {
-		b = protowire.AppendFixed32(b, math.Float32bits(float32(2*random.NormFloat64())))
+	for _, x := range normal(n) {
+		b = protowire.AppendFixed32(b, math.Float32bits(float32(2*x)))
 	}
 	return b
 }
