@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/branch"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/internal/corpus"
@@ -79,15 +81,27 @@ func made(t testing.TB, m *onnx.Model, size float32) *adapter.Adapter {
 	return a
 }
 
-// merged merges an adapter into a model, and returns the report that the checks by modules make.
+// merged merges an adapter into a model, quantized layers too, and returns the report that the checks by modules make.
 func merged(t testing.TB, m *onnx.Model, a *adapter.Adapter, scale float64) (*onnx.Model, *verify.Report) {
 	t.Helper()
-	plan, err := merge.NewPlan(m, []merge.Input{{Adapter: a, Scale: scale}}, merge.Options{Resolve: merge.Resolvers(m)})
+	decoded := func(path string) formats.Writable {
+		x, err := formats.Open(path)
+		if err == nil {
+			x, err = formats.Decode(x)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { x.Close() })
+		return x.(formats.Writable)
+	}
+	base := decoded(m.Path())
+	plan, err := merge.NewPlan(base, []merge.Input{{Adapter: a, Scale: scale}}, merge.Options{Resolve: merge.Resolvers(base)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "merged.onnx")
-	l, err := plan.Layout(m, path, layout.Options{})
+	l, err := plan.Layout(base, path, layout.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,12 +116,11 @@ func merged(t testing.TB, m *onnx.Model, a *adapter.Adapter, scale float64) (*on
 	if err := w.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	out := open(t, path)
-	r, err := verify.Merge(t.Context(), plan, out, verify.MergeOptions{})
+	r, err := verify.Merge(t.Context(), plan, decoded(path), verify.MergeOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out, r
+	return open(t, path), r
 }
 
 // check runs the whole-model check of base + a against a model, and returns its report.
@@ -426,6 +439,62 @@ func TestConstantModels(t *testing.T) {
 			}
 			if r := check(t, rt, base, base, a, modules.Modules, model.Making{}); r.Verdict != verify.Reject {
 				t.Errorf("not merged: %s %+v", r.Verdict, r.WholeModel)
+			}
+		})
+	}
+}
+
+// TestQuantizedLayers merges into layers of 4 bits, whose products may round their inputs to 8 bits: what the adapter
+// does is still there, and its absence is seen.
+func TestQuantizedLayers(t *testing.T) {
+	rt := runtime(t)
+	const layers, n = 3, 64
+	for _, accuracy := range []int64{0, 4} {
+		t.Run(fmt.Sprintf("accuracy level %d", accuracy), func(t *testing.T) {
+			random := rand.New(rand.NewPCG(5, 6))
+			codes := make([]byte, n*n/2)
+			for i := range codes {
+				codes[i] = byte(random.Uint32())
+			}
+			var scales []byte
+			for range n * n / 32 {
+				scales = protowire.AppendFixed32(scales, math.Float32bits(0.02+0.02*random.Float32()))
+			}
+			attr := func(name string, v int64) []byte { return msg(5, str(1, name), num(3, v), num(20, 2)) }
+			var parts [][]byte
+			in := "x"
+			for i := range layers {
+				w, s, out := fmt.Sprintf("w%d", i), fmt.Sprintf("s%d", i), fmt.Sprintf("h%d", i)
+				parts = append(parts, msg(1, str(1, in), str(1, w), str(1, s), str(2, out), str(3, fmt.Sprintf("/model/layers.%d/q_proj/MatMul_Q4", i)), str(4, "MatMulNBits"), str(7, "com.microsoft"),
+					attr("K", n), attr("N", n), attr("bits", 4), attr("block_size", 32), attr("accuracy_level", accuracy)),
+					msg(5, num(1, n), num(1, n/32), num(1, 16), num(2, 2), str(8, w), msg(9, codes)), msg(5, num(1, n*n/32), num(2, 1), str(8, s), msg(9, scales)))
+				in = out
+			}
+			shape := msg(2, msg(1, str(2, "batch")), msg(1, str(2, "seq")), msg(1, num(1, n)))
+			for field, name := range map[protowire.Number]string{11: "x", 12: in} {
+				parts = append(parts, msg(field, str(1, name), msg(2, msg(1, num(1, 1), shape))))
+			}
+			path := filepath.Join(t.TempDir(), "m.onnx")
+			b := append(num(1, 10), msg(7, append(parts, str(2, "g"))...)...)
+			b = append(append(b, msg(8, num(2, 21))...), msg(8, str(1, "com.microsoft"), num(2, 1))...)
+			if err := os.WriteFile(path, b, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			base := open(t, path)
+			a := made(t, base, 0.2)
+			out, modules := merged(t, base, a, 1)
+			w := check(t, rt, base, out, a, modules.Modules, model.Making{}).WholeModel
+			if o := w.Outputs[0]; !w.Pass || o.Effect < 0.1 || o.Why != "" {
+				t.Errorf("%+v", w)
+			}
+			for what, scale := range map[string]float64{"twice": 2, "subtracted": -1} {
+				wrong, _ := merged(t, base, a, scale)
+				if w := check(t, rt, base, wrong, a, modules.Modules, model.Making{}).WholeModel; w.Pass {
+					t.Errorf("%s: %+v", what, w.Outputs)
+				}
+			}
+			if w := check(t, rt, base, base, a, modules.Modules, model.Making{}).WholeModel; w.Pass {
+				t.Errorf("not merged: %+v", w.Outputs)
 			}
 		})
 	}
