@@ -172,10 +172,6 @@ func (p *PackedGraph) Rewrite(specs []tensor.Spec, opt layout.Options, edit onnx
 	if err != nil {
 		return nil, err
 	}
-	places := make([]layout.Place, len(items))
-	for i, k := range items {
-		places[i] = l.Items[k]
-	}
-	l.Items = places
+	l.Select(items)
 	return l, nil
 }

@@ -19,6 +19,9 @@ func (p *planner) newOutput(t tensor.Tensor) Output {
 		if w := b.Weight(t.Name); w != nil {
 			out.weight, out.source, out.Scheme = w, w.Exact, w.Scheme
 			out.SourceType, out.Shape = typeName(w.Parts[0].DType), w.Exact.Shape
+			if !w.Stored() {
+				out.SourceType = typeName(w.Exact.DType)
+			}
 		}
 	}
 	return out
@@ -52,8 +55,8 @@ func (o *Output) specs() []tensor.Spec {
 
 // keepPacked checks that a packed tensor can be stored again.
 func (p *planner) keepPacked(out *Output) {
-	out.Type = out.SourceType
-	if len(out.ops) == 0 || p.opt.CheckOnly {
+	out.Type = typeName(out.weight.Parts[0].DType)
+	if len(out.ops) == 0 || p.opt.CheckOnly || !out.weight.Stored() {
 		return
 	}
 	hint := "--dtype bf16 writes a float model"

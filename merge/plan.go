@@ -10,6 +10,7 @@ package merge
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
@@ -83,6 +84,11 @@ type Plan struct {
 	quantization *Quantization // nil without one
 }
 
+// Has reports whether the output has a tensor of a name.
+func (p *Plan) Has(name string) bool {
+	return slices.ContainsFunc(p.Tensors, func(o Output) bool { return o.Name == name })
+}
+
 // An Output is one tensor of the output.
 type Output struct {
 	Name       string       `json:"name"`
@@ -151,4 +157,6 @@ type Pair struct {
 }
 
 // Quantized reports whether the base stores the tensor in a block type, or packed.
-func (o *Output) Quantized() bool { return o.weight != nil || tensor.DType(o.SourceType).IsBlock() }
+func (o *Output) Quantized() bool {
+	return o.weight != nil && o.weight.Stored() || tensor.DType(o.SourceType).IsBlock()
+}

@@ -160,6 +160,9 @@ func (p *planner) bind(i int) {
 			layer = adapter.Conv
 		}
 	}
+	if w := out.weight; w != nil && !w.Stored() && len(out.Shape) > 2 {
+		layer = adapter.Conv // encoded by outputs, whether it is updated or not
+	}
 	var err error
 	if out.frame, err = adapter.FrameOf(out.Shape, layer); err != nil {
 		p.fail(finding.Errorf("container.overflow", p.base.Path(), "%v", err).In(out.Name))

@@ -118,6 +118,9 @@ func (p *planner) byRecipe(m LlamaModel, q *Quantization) ([]recipe.Choice, erro
 // that do not stay wide where it has 8. A type that a tensor is given by its name counts before that.
 func (p *planner) byType(q *Quantization) ([]recipe.Choice, error) {
 	switch opt := q.Options; {
+	case p.base.Format() == "onnx":
+		return nil, finding.Errorf("quant.unsupported", p.base.Path(), "an ONNX graph is quantized by recipes of its own").
+			Expected(q.Recipe.Name(), "matmulnbits:4:32, qdq:int8 and the like")
 	case !q.Recipe.Plain() || p.base.Format() != "safetensors":
 		return nil, finding.Errorf("quant.unsupported", p.base.Path(), "recipe %s needs a GGUF model", q.Recipe.Name()).
 			Expected(p.base.Format(), "GGUF").Hinted("safetensors files can hold F32, F16, BF16, F8_E4M3 and F8_E5M2")

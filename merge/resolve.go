@@ -8,7 +8,6 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/finding"
-	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/naming"
@@ -28,10 +27,8 @@ func Resolvers(base Base) func(*adapter.Adapter) (naming.Resolver, error) {
 		switch m := base.(type) {
 		case LlamaModel:
 			return ggufResolver(m, a, names)
-		case *onnx.Model:
-			return onnxResolver(m, a)
-		case *formats.PackedGraph:
-			return onnxResolver(m.Model, a)
+		case interface{ AsStored() *onnx.Model }:
+			return onnxResolver(m.AsStored(), a)
 		}
 		config := readConfig(base.Path())
 		return conv1D{naming.NewHF(names, func(n string) []int64 { return shapes[n] }), config, a}, nil

@@ -35,6 +35,9 @@ func (p *planner) shared(a *adapter.Adapter, u *adapter.Update, r reader, place 
 	if p.plan.Tensors[of].weight != nil {
 		f := finding.Errorf("match.shared_initializer", a.Path, "the weight of module %q is quantized and read by other modules too; it is not stored apart for one of them", u.Module).In(place.Tensor)
 		f.Module = u.Module
+		if !p.plan.Tensors[of].weight.Stored() {
+			return place, f.Hinted("--tensor-type NAME=keep leaves the weight float")
+		}
 		return place, f.Hinted("loratool inject adds the adapter beside the weights")
 	}
 	for _, c := range p.plan.clones {

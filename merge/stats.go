@@ -117,7 +117,7 @@ func (t *task) total() (all sums) {
 
 func (t *task) stored() Stored {
 	r := Stored{Tensor: t.out.Name, SourceType: tensor.DType(t.out.SourceType).String(), Type: t.out.stored(), Bytes: t.size}
-	if t.out.weight != nil {
+	if t.out.weight != nil && t.out.weight.Stored() {
 		r.SourceType = r.Type
 	}
 	all := t.total()

@@ -77,7 +77,7 @@ func newTasks(out *Output, item int, slab int64) ([]*task, error) {
 func newTask(out *Output, item int, slab int64) (t *task, err error) {
 	t = &task{out: out, source: out.source, item: item, frame: out.frame}
 	t.decode, _ = quant.Of(out.source.DType)
-	if len(out.ops) == 0 && out.importance == nil {
+	if len(out.ops) == 0 && out.importance == nil && out.weight == nil {
 		t.frame = flat(t.frame)
 	}
 	if t.encode, err = out.encoding(t.frame.Cols); err != nil {
@@ -215,8 +215,9 @@ func (t *task) measure(w []float32, src []byte, out [][]byte, offs []int64, firs
 		return
 	}
 	base, back := grow(&b.w0, cols), grow(&b.back, int64(len(w)))
-	within(b.dst, t.encode, out, offs, first, rows)
-	t.encode.Decode(back, b.dst, first)
+	dst := grow(&b.dst, int64(len(out)))
+	within(dst, t.encode, out, offs, first, rows)
+	t.encode.Decode(back, dst, first)
 	for i := skip; i < rows; i += t.sample {
 		w, back := w[i*cols:][:cols], back[i*cols:][:cols]
 		if len(t.out.ops) == 0 {

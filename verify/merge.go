@@ -243,7 +243,10 @@ func (c *mergeCheck) fail(w *work, code, format string, a ...any) *finding.Findi
 
 // same checks a tensor without ops: its bytes are the source's, or its values are when the type changed.
 func (c *mergeCheck) same(w *work) error {
-	if w.packed != nil {
+	switch {
+	case w.packed != nil && !w.out.Weight().Stored():
+		return c.sameRounding(w)
+	case w.packed != nil:
 		return c.sameParts(w)
 	}
 	source := w.out.Source()

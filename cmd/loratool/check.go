@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
+	"github.com/loratool/loratool/quantized"
 	"github.com/loratool/loratool/verify"
 )
 
@@ -93,11 +94,15 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	if level.off {
 		return nil, nil
 	}
-	merged, err := t.openMerged(path)
+	opened, err := t.openMerged(path)
 	if err != nil {
 		return nil, err
 	}
-	defer merged.Close()
+	defer opened.Close()
+	var merged merge.Base = opened
+	if g, ok := opened.(*formats.PackedGraph); ok {
+		merged = quantized.Named(g, plan.Has)
+	}
 	rt, reason, err := t.openRuntime(ctx, level.device)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/hf/metadata"
 	"github.com/loratool/loratool/merge"
@@ -69,8 +70,13 @@ func (t *terminal) openComparedBase(path, merged string) (formats.Writable, erro
 	}
 	if format, err := formats.Sniff(merged); err != nil || format != "gguf" || !isModelFolder(path) {
 		base, err := t.openBase(path)
-		if d, ok := base.(*formats.Decoded); ok && t.isPacked(merged) {
-			return d.Packed(), nil
+		switch m := base.(type) {
+		case *formats.Decoded:
+			if t.isPacked(merged) {
+				return m.Packed(), nil
+			}
+		case *onnx.Model:
+			return t.quantizedLike(m, merged)
 		}
 		return base, err
 	}

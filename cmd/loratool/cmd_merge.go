@@ -16,6 +16,8 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/hf"
 	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/quant/onnxquant"
+	"github.com/loratool/loratool/quantized"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify"
 )
@@ -34,7 +36,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "to", Usage: "output `FORMAT` (default: BASE's own, or gguf for a folder and an OUTPUT that ends in .gguf)"},
 			&cli.StringFlag{Name: "dtype", Value: "keep", Usage: "`TYPE` of float tensors and of updated quantized ones: keep, f32, f16, bf16, f8_e4m3 (or fp8), f8_e5m2. " +
 				"8 bits are for safetensors: a plain cast, in which vectors, position embeddings and the VAE keep their type and an overflow is an error"},
-			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M)"},
+			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M; for ONNX matmulnbits:4:32, qdq:int8)"},
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: requantUsage},
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
@@ -74,6 +76,7 @@ type mergeArguments struct {
 	base, output string
 	name         string // of the output as it was asked for; output gets the first file of several
 	options      merge.Options
+	graph        *quantized.Options // --quantize for an ONNX graph
 	check        checkLevel
 	shard        int64
 	reports      reporting
@@ -95,7 +98,7 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	if a.options.DType, err = parseDType(c.String("dtype")); err != nil {
 		return a, err
 	}
-	if a.options.Quantize, err = mergeQuantization(c); err != nil {
+	if err = mergeQuantization(c, &a); err != nil {
 		return a, err
 	}
 	if err = readRequant(c.String("requant"), &a.options); err != nil {
@@ -127,21 +130,36 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	return a, nil
 }
 
-// mergeQuantization reads --quantize and the flags beside it; nil without a recipe.
-func mergeQuantization(c *cli.Context) (*merge.Quantization, error) {
+// mergeQuantization reads --quantize and the flags beside it.
+func mergeQuantization(c *cli.Context, a *mergeArguments) (err error) {
 	name := c.String("quantize")
-	if name != "" {
-		if !strings.EqualFold(c.String("dtype"), "keep") {
-			return nil, usagef("--quantize and --dtype both choose types: give one of them")
-		}
-		return readQuantization(c, name)
+	switch {
+	case name != "" && !strings.EqualFold(c.String("dtype"), "keep"):
+		return usagef("--quantize and --dtype both choose types: give one of them")
+	case onnxquant.IsRecipe(name):
+		a.graph, err = readGraphRecipe(c, name)
+		return err
+	case name != "":
+		a.options.Quantize, err = readQuantization(c, name)
+		return err
 	}
 	for _, f := range recipeFlags() {
 		if c.IsSet(f.Names()[0]) {
-			return nil, usagef("--%s goes with --quantize RECIPE", f.Names()[0])
+			return usagef("--%s goes with --quantize RECIPE", f.Names()[0])
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+// recipe is the name of the recipe that the output is quantized by, "" without one.
+func (a *mergeArguments) recipe() string {
+	switch {
+	case a.graph != nil:
+		return a.graph.Recipe.String()
+	case a.options.Quantize != nil:
+		return a.options.Quantize.Recipe.Name()
+	}
+	return ""
 }
 
 func runMerge(t *terminal, c *cli.Context) error {
@@ -214,6 +232,9 @@ func (t *terminal) openMergeBase(c *cli.Context, args *mergeArguments) (formats.
 // openKept opens the base as its own format. What a scheme has quantized stays so, unless a type is asked for.
 func (t *terminal) openKept(args *mergeArguments) (formats.Writable, error) {
 	m, err := t.openBase(args.base)
+	if err == nil && args.graph != nil {
+		return quantizeGraph(m, *args.graph)
+	}
 	if d, ok := m.(*formats.Decoded); ok && args.options.DType == tensor.Invalid && args.options.Quantize == nil {
 		return d.Packed(), nil
 	}
@@ -304,8 +325,8 @@ func (m *merging) checkAndReport(ctx context.Context) error {
 		SchemaVersion: verify.SchemaVersion, Provenance: m.origin, Output: m.args.output, Format: m.base.Format(), Bytes: m.bytes,
 		Pairs: m.plan.Pairs, Modules: m.stats, Findings: append([]finding.Finding{}, m.plan.Findings...),
 	}
-	if q := m.args.options.Quantize; q != nil {
-		doc.Recipe, doc.Tensors = q.Recipe.Name(), m.stored
+	if doc.Recipe = m.args.recipe(); doc.Recipe != "" {
+		doc.Tensors = m.stored
 	}
 	var names []string
 	var values []float64
@@ -370,7 +391,7 @@ func (m *merging) print(report *verify.Report) {
 		}
 	}
 	fmt.Fprintf(out, "%s: %d updates applied, %d replaced, of %d; %s written\n", m.args.output, applied, replaced, len(m.plan.Pairs), formatSize(m.bytes))
-	if m.args.options.Quantize != nil {
+	if m.args.recipe() != "" {
 		printStored(m.t, m.stored)
 		fmt.Fprintln(out)
 	}

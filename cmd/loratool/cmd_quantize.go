@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/urfave/cli/v2"
@@ -12,6 +13,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant/imatrix"
+	"github.com/loratool/loratool/quant/onnxquant"
 	"github.com/loratool/loratool/quant/recipe"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify"
@@ -24,6 +26,8 @@ func quantizeCommand(t *terminal) *cli.Command {
 		ArgsUsage: "IN",
 		Description: "GGUF to GGUF, byte for byte what llama.cpp's tool writes; safetensors to safetensors for F32, F16, BF16, F8_E4M3 and F8_E5M2 (8 bits: a plain cast of all but vectors, position embeddings and the VAE); a model folder to GGUF where OUTPUT ends in .gguf. " +
 			"RECIPE is a type (Q8_0) or a mixture (Q4_K_M), in any case.\n\n" +
+			"ONNX to ONNX, byte for byte what ONNX Runtime's quantizers make of the weights: RECIPE is " + strings.Join(onnxquant.Recipes, ", ") +
+			"; TYPE of the other flags is one of these, or keep.\n\n" +
 			"Exit status: 0 done, 2 could not complete, 4 usage, 130 interrupted.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`"},
@@ -56,7 +60,8 @@ func readQuantization(c *cli.Context, name string) (*merge.Quantization, error) 
 	q := &merge.Quantization{NoFallback: c.Bool("no-fallback"), AllowNaN: c.Bool("allow-nan"), Preview: c.Bool("dry-run")}
 	var err error
 	if q.Recipe, err = recipe.Of(name); err != nil {
-		return nil, err
+		f := finding.Of(err)
+		return nil, f.Hinted(f.Hint + "; for ONNX graphs: " + strings.Join(onnxquant.Recipes, ", "))
 	}
 	q.Options.Pure, q.Options.LeaveOutputTensor = c.Bool("pure"), c.Bool("leave-output-tensor")
 	for _, s := range c.StringSlice("tensor-type") {
@@ -104,17 +109,12 @@ func runQuantize(t *terminal, c *cli.Context) error {
 	case output == "" && !c.Bool("dry-run"):
 		return usagef("quantize needs an output (-o PATH)")
 	}
-	q, err := readQuantization(c, c.String("to"))
-	if err != nil {
-		return err
-	}
-	q.KeepSplit, q.RefuseRequantize = c.Bool("keep-split"), !c.Bool("allow-requantize")
-	base, err := openToQuantize(t, c, in, output)
+	base, opt, name, err := t.openToQuantize(c, in, output)
 	if err != nil {
 		return err
 	}
 	defer base.Close()
-	plan, err := merge.NewPlan(base, nil, merge.Options{Quantize: q})
+	plan, err := merge.NewPlan(base, nil, opt)
 	plan.Findings = append(append([]finding.Finding{}, base.Findings()...), plan.Findings...)
 	if c.Bool("dry-run") {
 		plan.Pairs = []merge.Pair{}
@@ -123,7 +123,7 @@ func runQuantize(t *terminal, c *cli.Context) error {
 	if err != nil {
 		return refusePlan(t, plan, err)
 	}
-	doc := quantizeDocument{SchemaVersion: verify.SchemaVersion, Output: output, Format: base.Format(), Recipe: q.Recipe.Name(), Findings: plan.Findings}
+	doc := quantizeDocument{SchemaVersion: verify.SchemaVersion, Output: output, Format: base.Format(), Recipe: name, Findings: plan.Findings}
 	l, err := plan.Layout(base, output, layout.Options{})
 	if err != nil {
 		return err
@@ -140,7 +140,7 @@ func runQuantize(t *terminal, c *cli.Context) error {
 	}
 	t.report(doc.Findings)
 	printStored(t, job.stored)
-	fmt.Fprintf(t.text(), "%s: %s written as %s\n", finding.Escape(job.output), formatSize(job.bytes), q.Recipe.Name())
+	fmt.Fprintf(t.text(), "%s: %s written as %s\n", finding.Escape(job.output), formatSize(job.bytes), name)
 	return nil
 }
 
@@ -163,15 +163,28 @@ func (t *terminal) openUnquantized(path string, decode bool) (formats.Writable, 
 	return m.(formats.Writable), nil
 }
 
-// openToQuantize opens a model, a folder that is to become a GGUF file as one.
-func openToQuantize(t *terminal, c *cli.Context, in, output string) (formats.Writable, error) {
+// openToQuantize reads the recipe and opens a model, a folder that is to become a GGUF file as one, and an ONNX
+// graph as one that the recipe quantizes.
+func (t *terminal) openToQuantize(c *cli.Context, in, output string) (base formats.Writable, opt merge.Options, name string, err error) {
+	if name = c.String("to"); onnxquant.IsRecipe(name) {
+		base, name, err = t.openGraph(c, in, name)
+		return base, opt, name, err
+	}
+	q, err := readQuantization(c, name)
+	if err != nil {
+		return nil, opt, name, err
+	}
+	q.KeepSplit, q.RefuseRequantize = c.Bool("keep-split"), !c.Bool("allow-requantize")
+	opt.Quantize, name = q, q.Recipe.Name()
 	if endingFormat(output) == "gguf" && isModelFolder(in) {
-		return openFolder(in, folderOptions(c))
+		base, err = openFolder(in, folderOptions(c))
+		return base, opt, name, err
 	}
 	if err := noFolderFlags(c); err != nil {
-		return nil, err
+		return nil, opt, name, err
 	}
-	return t.openUnquantized(in, c.Bool("allow-requantize"))
+	base, err = t.openUnquantized(in, c.Bool("allow-requantize"))
+	return base, opt, name, err
 }
 
 // openWritable opens a model that another one of its kind is made from.
@@ -185,7 +198,11 @@ func (t *terminal) openWritable(path, what string) (formats.Writable, error) {
 		return w, nil
 	}
 	m.Close()
-	return nil, finding.Errorf("files.unsupported", path, "%s files are not %s", m.Format(), what).Expected(m.Format(), "GGUF or safetensors")
+	f := finding.Errorf("files.unsupported", path, "%s files are not %s", m.Format(), what).Expected(m.Format(), "GGUF or safetensors")
+	if m.Format() == "onnx" && what == "quantized" {
+		f = finding.Errorf("quant.unsupported", path, "an ONNX graph is quantized by recipes of its own").Hinted(strings.Join(onnxquant.Recipes, ", "))
+	}
+	return nil, f
 }
 
 // printStored prints how each tensor came out, and the types together.

@@ -83,7 +83,9 @@ func printPlan(t *terminal, plan *merge.Plan, planErr error) error {
 		}
 		from, to := tensor.DType(out.SourceType).String(), tensor.DType(out.Type).String()
 		if out.Scheme != "" {
-			from, to = out.Scheme, out.Scheme
+			if to = out.Scheme; out.Quantized() {
+				from = to
+			}
 		}
 		w.AppendRow(table.Row{finding.Escape(out.Name), out.Shape.String(), from, to, strings.Join(ups, "; ")})
 	}

@@ -20,6 +20,15 @@ type Layout struct {
 	Items []Place // parallel to the specs the layout was made for
 }
 
+// Select makes the items those of the given indexes, in this order, for a caller with other specs.
+func (l *Layout) Select(items []int) {
+	places := make([]Place, len(items))
+	for i, k := range items {
+		places[i] = l.Items[k]
+	}
+	l.Items = places
+}
+
 // A File is one file of an output. Bytes that neither a Span nor a tensor covers are zero.
 type File struct {
 	Name  string // plain name (or relative path inside a Dir output) of the file

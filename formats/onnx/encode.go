@@ -50,19 +50,7 @@ func (s *source) encodeTensor(r *record, form tensorForm) ([]chunk, error) {
 	if form.rename != "" {
 		fields = append(fields, stringField(8, form.rename))
 	}
-	switch {
-	case form.external:
-		for _, kv := range [][2]string{
-			{"location", form.location},
-			{"offset", strconv.FormatInt(form.offset, 10)},
-			{"length", strconv.FormatInt(form.data.n, 10)},
-		} {
-			fields = append(fields, pairField(13, kv[0], kv[1]))
-		}
-		fields = append(fields, varintField(14, 1))
-	case form.data.n > 0:
-		fields = append(fields, bytesField(fieldRaw, form.data))
-	}
+	fields = append(fields, form.dataFields()...)
 	err := s.walk(r.parts[0], 0, func(f field) error {
 		switch f.num {
 		case 2, fieldFloat, fieldInt32, fieldString, fieldInt64, fieldRaw, fieldDouble, fieldUint64, 13, 14:
@@ -78,10 +66,33 @@ func (s *source) encodeTensor(r *record, form tensorForm) ([]chunk, error) {
 	if err != nil {
 		return nil, err
 	}
+	return inOrder(fields), nil
+}
+
+// dataFields are the fields of a TensorProto that hold its data or say where it is.
+func (form tensorForm) dataFields() (fields []encoded) {
+	switch {
+	case form.external:
+		for _, kv := range [][2]string{
+			{"location", form.location},
+			{"offset", strconv.FormatInt(form.offset, 10)},
+			{"length", strconv.FormatInt(form.data.n, 10)},
+		} {
+			fields = append(fields, pairField(13, kv[0], kv[1]))
+		}
+		fields = append(fields, varintField(14, 1))
+	case form.data.n > 0:
+		fields = append(fields, bytesField(fieldRaw, form.data))
+	}
+	return fields
+}
+
+// inOrder is the content of a message with the fields in the order of their numbers.
+func inOrder(fields []encoded) []chunk {
 	slices.SortStableFunc(fields, func(a, b encoded) int { return int(a.num) - int(b.num) })
 	var w []chunk
 	for _, f := range fields {
 		w = append(w, f.chunks...)
 	}
-	return w, nil
+	return w
 }

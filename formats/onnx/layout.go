@@ -41,6 +41,16 @@ type Edit struct {
 	Clones []Clone
 	// Branches are added to nodes of the main graph.
 	Branches []Branch
+	// Swaps put other initializers in the places of some; the specs of all these stand behind those of the
+	// clones, swap by swap.
+	Swaps []Swap
+	// Nodes are changes of nodes of the main graph, at most one for each.
+	Nodes []NodeEdit
+	// Imports are the sets of operators that the edited graph needs: added where the model has none of the
+	// domain.
+	Imports []Opset
+	// IRVersion is raised to this.
+	IRVersion int64
 }
 
 // A Clone is an initializer under a new name, which some of the uses of the original one take over.
@@ -99,6 +109,8 @@ type target struct {
 	source   *tensor.Tensor
 	item     int
 	clone    *Clone
+	part     *tensor.Spec // of a swap, which is that of rec
+	gone     bool         // a swap takes its place
 	dataType int64
 	size     int64
 	touched  bool // the caller writes it
@@ -109,6 +121,9 @@ type target struct {
 	off      int64
 }
 
+// added reports whether the model has no such tensor.
+func (t *target) added() bool { return t.clone != nil || t.part != nil }
+
 // data is the tensor's content in the output.
 func (t *target) data() chunk {
 	if t.touched {
@@ -118,15 +133,19 @@ func (t *target) data() chunk {
 }
 
 func (m *Model) targets(specs []tensor.Spec, edit Edit) ([]*target, error) {
-	if len(specs) != len(m.tensors)+len(edit.Clones) {
-		return nil, fmt.Errorf("%d specs for %d tensors and %d clones", len(specs), len(m.tensors), len(edit.Clones))
+	swapped := 0
+	for _, s := range edit.Swaps {
+		swapped += s.Parts
+	}
+	if len(specs) != len(m.tensors)+len(edit.Clones)+swapped {
+		return nil, fmt.Errorf("%d specs for %d tensors, %d clones and %d parts of swaps", len(specs), len(m.tensors), len(edit.Clones), swapped)
 	}
 	if edit.Touched != nil && len(edit.Touched) != len(m.tensors) {
 		return nil, fmt.Errorf("%d marks for %d tensors", len(edit.Touched), len(m.tensors))
 	}
 	names := m.graph.names()
 	var w []*target
-	for i, s := range specs {
+	for i, s := range specs[:len(specs)-swapped] {
 		t := &target{item: i}
 		from := i
 		if k := i - len(m.tensors); k >= 0 {
@@ -166,7 +185,7 @@ func (m *Model) targets(specs []tensor.Spec, edit Edit) ([]*target, error) {
 		}
 		w = append(w, t)
 	}
-	return w, nil
+	return m.swapTargets(w, specs[len(w):], edit.Swaps, names)
 }
 
 // plain reports whether a tensor may be transformed by somebody who has not looked closer.
@@ -198,13 +217,15 @@ func (m *Model) checkClone(c *Clone, names map[string]bool) error {
 
 // lay makes the layout for targets.
 func (m *Model) lay(targets []*target, opt layout.Options, edit Edit) (*layout.Layout, error) {
-	dirty := len(edit.Clones) > 0 || len(edit.Branches) > 0 || len(opt.Provenance) > 0 || edit.Data != Keep
+	dirty := len(edit.Clones)+len(edit.Branches)+len(edit.Swaps)+len(edit.Nodes)+len(opt.Provenance) > 0 || edit.Data != Keep
 	for _, t := range targets {
 		dirty = dirty || t.touched
 	}
 	for _, t := range targets {
 		initializer := t.rec.kind == Initializer && t.size > 0 && t.source.DType != tensor.String
 		switch {
+		case t.gone:
+			t.external = false
 		case t.rec.store == storeExternal:
 			// Offsets into the model file itself do not survive a change of the file.
 			lost := t.rec.file.self && (dirty || t.rec.file.location != opt.Name)

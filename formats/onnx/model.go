@@ -172,6 +172,9 @@ func (r *record) name() string {
 	return r.scope
 }
 
+// AsStored is the model itself, for those who hold a view that is made of it.
+func (m *Model) AsStored() *Model { return m }
+
 // Path is the path the model was opened with.
 func (m *Model) Path() string { return m.path }
 

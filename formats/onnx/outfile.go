@@ -47,11 +47,17 @@ func (m *Model) outFiles(targets []*target, opt layout.Options, edit Edit) []*ou
 		o.members = append(o.members, t)
 		t.file = o
 	}
+	lost := map[*dataFile]bool{} // files with data that swaps leave out
+	for _, t := range targets {
+		if t.gone && t.rec.file != nil {
+			lost[t.rec.file] = true
+		}
+	}
 	outs = slices.DeleteFunc(outs, func(o *outFile) bool { return len(o.members) == 0 })
 	taken := map[string]bool{opt.Name: true}
 	var unnamed []*outFile
 	for _, o := range outs {
-		o.kept = !o.mustRepack()
+		o.kept = !o.mustRepack() && !lost[o.src]
 		if n := o.src.location; o.src.self || m.usable(n, edit.Dir) && !taken[n] {
 			o.name, taken[n] = n, true
 		} else {
@@ -93,10 +99,10 @@ func (m *Model) usable(name, dir string) bool {
 	return err != nil || !os.SameFile(fi, own)
 }
 
-// inSource sorts members as their data lies in the source, clones behind all others.
+// inSource sorts members as their data lies in the source, added ones behind all others.
 func (o *outFile) inSource() {
 	slices.SortStableFunc(o.members, func(a, b *target) int {
-		if (a.clone == nil) != (b.clone == nil) {
+		if a.added() || b.added() {
 			return cmp.Compare(a.item, b.item)
 		}
 		return cmp.Or(cmp.Compare(a.rec.off, b.rec.off), cmp.Compare(a.rec.len, b.rec.len), cmp.Compare(a.item, b.item))
@@ -109,7 +115,7 @@ func (o *outFile) mustRepack() bool {
 	o.inSource()
 	var reach, written int64 // the ends of what lies before, and of what is written anew in it
 	for _, t := range o.members {
-		if t.clone != nil {
+		if t.added() {
 			continue
 		}
 		if t.changed {
@@ -133,7 +139,7 @@ func (o *outFile) place() {
 		o.size = o.src.size
 	}
 	for _, t := range o.members {
-		if o.kept && o.src != nil && t.clone == nil {
+		if o.kept && o.src != nil && !t.added() {
 			t.off = t.rec.off
 			continue
 		}
@@ -166,7 +172,7 @@ func (o *outFile) spans() []layout.Span {
 	}
 	at := int64(0)
 	for _, t := range o.members {
-		if t.clone != nil || !t.touched {
+		if t.added() || !t.touched {
 			continue
 		}
 		if t.off > at {

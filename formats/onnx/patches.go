@@ -15,6 +15,15 @@ func (m *Model) patches(targets []*target, opt layout.Options, edit Edit, dirty 
 	if err != nil {
 		return nil, err
 	}
+	edits, err := m.nodeEdits(edit)
+	if err != nil {
+		return nil, err
+	}
+	swaps, err := m.swapPatches(targets, edit.Swaps)
+	if err != nil {
+		return nil, err
+	}
+	w = append(append(w, edits...), swaps...)
 	types := map[*Graph]map[string]int64{} // the initializers with another type
 	for _, t := range targets {
 		add, err := m.tensorPatch(t, dirty)
@@ -50,13 +59,17 @@ func (m *Model) patches(targets []*target, opt layout.Options, edit Edit, dirty 
 		}
 		delete(types, g)
 	}
-	return append(w, m.provenance(opt.Provenance)...), nil
+	versions, err := m.versions(edit)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(w, versions...), m.provenance(opt.Provenance)...), nil
 }
 
 // tensorPatch changes the TensorProto of a target, where it must change.
 func (m *Model) tensorPatch(t *target, dirty bool) ([]patch, error) {
 	r := t.rec
-	if t.clone != nil {
+	if t.added() || t.gone {
 		return nil, nil
 	}
 	switch inFile := r.store == storeRaw || r.store == storePacked; {

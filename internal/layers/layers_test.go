@@ -29,7 +29,7 @@ var layers = [][]string{
 	{"hf/metadata"},
 	{"hf"},
 	{"merge"},
-	{"branch"},
+	{"branch", "quantized"},
 	{"onnxruntime"},
 	{"verify"},
 	{"report", "verify/…"},

@@ -1,7 +1,6 @@
 package onnxquant
 
 import (
-	"math"
 	"sync"
 
 	"github.com/loratool/loratool/finding"
@@ -10,15 +9,8 @@ import (
 )
 
 // An Encoding stores rows of a weight in its own scheme, by rounding to nearest as ONNX Runtime's own
-// quantizers do:
-//
-//   - in blocks without zero points, s = −m/2^(bits−1), where m is the value of the largest magnitude;
-//   - in blocks with zero points, s = (max−min)/(2^bits−1) and z = round(−min/s), 0 counted among the values;
-//   - without blocks, s = max|w|/(2^(bits−1)−1) where the zero points are 0, and as above where they are not.
-//
-// The scale is rounded to its type first. Values in blocks are rounded half away from zero, others half to
-// even. Numbers of rows are those of the matrix whose rows run over all dimensions but the last. It may be
-// used from several goroutines.
+// quantizers do (see rounding). Numbers of rows are those of the matrix whose rows run over all dimensions
+// but the last. It may be used from several goroutines.
 type Encoding struct {
 	w        *Weight
 	together int64 // rows a block
@@ -92,6 +84,9 @@ func (e *Encoding) findSymmetry() error {
 		return nil
 	}
 	e.symmetric = true
+	if !w.Stored() {
+		return nil
+	}
 	const step = 1 << 16
 	b := make([]byte, min(step, w.Parts[2].Size))
 	for off := int64(0); off < w.Parts[2].Size; off += step {
@@ -220,67 +215,31 @@ func (e *Encoding) Encode(dst [][]byte, rows []float32, first int64) error {
 	return nil
 }
 
-// choose finds the scales, as they are stored, and the zero points of ranges.
+// choose finds the scales and the zero points of ranges: those that codes are made with, and the scales as
+// they are stored.
 func (e *Encoding) choose(ranges []extremes) (scales, zero []float32, stored []byte, err error) {
 	scales, zero = make([]float32, len(ranges)), make([]float32, len(ranges))
 	for i, x := range ranges {
 		if x.least-x.least != 0 || x.most-x.most != 0 {
 			return nil, nil, nil, finding.Errorf("quant.nonfinite_value", "", "a value is not finite, so that there is no scale for it")
 		}
-		scales[i] = e.scaleOf(x)
+		scales[i], zero[i] = e.scaleOf(x)
 	}
 	stored = make([]byte, len(scales)*e.scale.DType().BlockBytes())
 	if err := e.scale.Encode(stored, scales); err != nil {
 		return nil, nil, nil, err
 	}
-	e.scale.Decode(scales, stored)
-	for i, s := range scales {
+	rounded := make([]float32, len(scales))
+	e.scale.Decode(rounded, stored)
+	for _, s := range rounded {
 		if s-s != 0 {
 			return nil, nil, nil, finding.Errorf("quant.scale_overflow", "", "a scale overflows %s", e.scale.DType())
 		}
-		zero[i] = e.zeroOf(ranges[i], s)
+	}
+	if late := e.w.rounding == inBlob || e.w.rounding == inBlocks; !late || e.scale.DType() != tensor.BF16 {
+		scales = rounded // ONNX Runtime casts the scales of bfloat16 weights when their codes are made
 	}
 	return scales, zero, stored, nil
-}
-
-// scaleOf is the scale of a range, before it is rounded.
-func (e *Encoding) scaleOf(x extremes) float32 {
-	low, high := e.w.coding.limits()
-	blocks := e.w.grid.each
-	switch {
-	case e.symmetric && blocks:
-		m := x.most
-		if -x.least > x.most {
-			m = x.least
-		}
-		return -m / float32(int32(1)<<(e.w.coding.bits-1))
-	case e.symmetric:
-		return float32(2 * float64(max(x.most, -x.least)) / float64(2*high))
-	case blocks:
-		return (x.most - x.least) / float32(high-low)
-	}
-	return float32((float64(x.most) - float64(x.least)) / float64(high-low))
-}
-
-// zeroOf is the zero point of a range under its scale.
-func (e *Encoding) zeroOf(x extremes, s float32) float32 {
-	low, high := e.w.coding.limits()
-	switch {
-	case e.symmetric:
-		return float32(e.w.zeros.constant)
-	case s == 0:
-		return float32(max(low, 0))
-	case e.w.zeros.floats:
-		return -x.least / s
-	}
-	return max(float32(low), min(float32(high), e.round(float32(low)-x.least/s)))
-}
-
-func (e *Encoding) round(v float32) float32 {
-	if e.w.grid.each {
-		return float32(math.Round(float64(v)))
-	}
-	return float32(math.RoundToEven(float64(v)))
 }
 
 // putZeros stores the zero points; those that are floats come back as they are stored.
@@ -301,37 +260,45 @@ func (e *Encoding) putZeros(dst [][]byte, zero []float32, lo int64) error {
 	from := w.zeros.at(lo)
 	for i, z := range zero {
 		w.coding.put(dst[2], w.zeros.at(lo+int64(i))-from, int32(z))
+		if g := lo + int64(i) + 1; w.rounding == inBlob && g%w.zeros.row == 0 {
+			for pad := w.zeros.row; pad < w.zeros.stride; pad++ { // as ONNX Runtime fills rows up
+				w.coding.put(dst[2], g/w.zeros.row*w.zeros.stride-w.zeros.stride+pad-from, 1<<(w.coding.bits-1))
+			}
+		}
 	}
 	return nil
 }
 
 func (e *Encoding) putCodes(dst []byte, rows, scales, zero []float32, first, lo int64) {
 	w := e.w
-	low, high := w.coding.limits()
-	if e.symmetric && !w.grid.each {
-		low = -high
-	}
 	clear(dst)
 	for r := int64(0); r*w.cols < int64(len(rows)); r++ {
 		row, at := rows[r*w.cols:][:w.cols], r*w.stride
 		w.grid.runs((first+r)*w.cols, w.cols, func(g, j, n int64) {
-			s, z := scales[g-lo], zero[g-lo]
-			inverse := float32(0)
-			if s != 0 {
-				inverse = max(-math.MaxFloat32, min(math.MaxFloat32, 1/s))
-			}
+			code := e.coder(scales[g-lo], zero[g-lo])
 			for k, v := range row[j : j+n] {
-				q := v * inverse
-				if !w.grid.each {
-					q = 0
-					if s != 0 {
-						q = v / s
-					}
-				}
-				q = e.round(float32(q) + z)
-				w.coding.put(dst, at+j+int64(k), int32(max(float32(low), min(float32(high), q))))
+				w.coding.put(dst, at+j+int64(k), code(v))
 			}
 		})
+		if w.rounding == inBlob {
+			e.fillByte(dst, at)
+		}
+	}
+}
+
+// fillByte fills the last byte of a row whose codes begin at one of dst up as ONNX Runtime does, which leaves in
+// it what it has from the byte before. It works through as many blocks at once as codes go into a byte.
+func (e *Encoding) fillByte(dst []byte, at int64) {
+	w := e.w
+	pack := 8 / w.coding.bits
+	if w.cols%pack == 0 {
+		return
+	}
+	start := w.cols / (w.grid.block * pack) * w.grid.block * pack
+	for i := w.cols; i%pack != 0; i++ {
+		if i-pack >= start {
+			w.coding.put(dst, at+i, int32(w.coding.code(dst, at+i-pack)))
+		}
 	}
 }
 

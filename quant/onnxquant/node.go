@@ -88,7 +88,7 @@ func (n Linear) Open() (*Weight, error) {
 	if err := w.matrix(); err != nil {
 		return nil, err
 	}
-	w.stride = w.cols
+	w.stride, w.rounding = w.cols, bySlice
 	if err := n.grid(w); err != nil {
 		return nil, err
 	}
@@ -127,6 +127,9 @@ func (n Linear) grid(w *Weight) error {
 	}
 	if axis < 0 || axis >= rank {
 		return fault("bad_shape", n.Codes, "axis %d of a quantized weight with %d dimensions", n.Axis, rank)
+	}
+	if n.Block > 0 {
+		w.rounding = inBlocks
 	}
 	g := grid{axis: w.Shape[axis], inner: 1, block: 1}
 	for _, d := range w.Shape[axis+1:] {
@@ -182,7 +185,11 @@ func (n Gathered) Open() (*Weight, error) {
 		return nil, fault("missing_part", n.Codes, "the scales of a quantized weight are no initializer")
 	}
 	if n.Codes.DType != tensor.U8 {
-		return Linear{Axis: n.Axis, Block: n.Block, Codes: n.Codes, Scale: n.Scale, Zero: n.Zero}.Open()
+		w, err := Linear{Axis: n.Axis, Block: n.Block, Codes: n.Codes, Scale: n.Scale, Zero: n.Zero}.Open()
+		if err == nil {
+			w.rounding = inRows
+		}
+		return w, err
 	}
 	if n.Bits != 4 && n.Bits != 8 {
 		return nil, fault("unsupported", n.Codes, "codes of %d bits in bytes", n.Bits).Expected(n.Bits, "4 or 8")
@@ -208,6 +215,7 @@ func (n Gathered) Open() (*Weight, error) {
 	if err := (Linear{Axis: n.Axis, Block: n.Block, Codes: n.Codes, Scale: n.Scale}).grid(w); err != nil {
 		return nil, err
 	}
+	w.rounding = inRows
 	if err := part(n.Scale, "scales", w.grid.count, floats...); err != nil {
 		return nil, err
 	}

@@ -33,7 +33,11 @@ type Weight struct {
 	coding     coding
 	grid       grid
 	zeros      zeros
+	rounding   rounding
 }
+
+// Stored reports whether the parts hold a weight already. A weight that is to be made has parts without data.
+func (w *Weight) Stored() bool { return w.Parts[0].Src != nil }
 
 // A grid says which scale an element has. Seen as [outer, axis, inner], blocks of the axis have a scale for
 // each inner element, or for all.

@@ -178,14 +178,14 @@ func TestRoundingToNearest(t *testing.T) {
 		return w
 	}
 	f32 := func(b []byte) float32 { var v [1]float32; c, _ := quant.Of(tensor.F32); c.Decode(v[:], b); return v[0] }
-	// m = 4, s = −0.5, z = 8: 4 → 0, 0.25 → 7.5 → 8 (away from zero), 0.75 → 6.5 → 7, −4 → 16 → 15.
-	p := encodeAll(t, nbits(nil), block(4, 0.25, 0.75, -4), 1)
+	// m = 4, s = −0.5, z = 8: 4 → 0, 0.25 → 7.5 → 8 (away from zero), 0.75 → 6.5 → 7, −3.9 → 15.8 → 15.
+	p := encodeAll(t, nbits(nil), block(4, 0.25, 0.75, -3.9), 1)
 	if f32(p[1]) != -0.5 || !bytes.Equal(p[0], []byte{0x80, 0xf7, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88}) {
 		t.Errorf("symmetric: scale %v, codes %x", f32(p[1]), p[0])
 	}
-	// From −5 to 10: s = 1, z = 5; 2.5 → 7.5 → 8.
+	// From −5 to 10: s = 1, z = 5; 2.5 → 7.5 → 8. The other half of the byte with the zero point is 8.
 	p = encodeAll(t, nbits(empty("z", tensor.U8, 1)), block(-5, 10, 2.5), 1)
-	if f32(p[1]) != 1 || p[2][0] != 5 || !bytes.Equal(p[0], []byte{0xf0, 0x58, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55}) {
+	if f32(p[1]) != 1 || p[2][0] != 0x85 || !bytes.Equal(p[0], []byte{0xf0, 0x58, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55}) {
 		t.Errorf("asymmetric: scale %v, zero %d, codes %x", f32(p[1]), p[2][0], p[0])
 	}
 	// 127 steps to 63.5: s = 0.5; 0.25 → 0.5 → 0 (to even), 0.75 → 1.5 → 2, −63.5 → −127.

@@ -43,6 +43,10 @@ type Weight struct {
 	Encoding Encoding
 }
 
+// Stored reports whether the base stores the weight so already. Otherwise the Parts are only what outputs will
+// hold, and have no data.
+func (w *Weight) Stored() bool { return w.Parts[0].Src != nil }
+
 // String is the weight's scheme.
 func (w *Weight) String() string { return w.Scheme }
 
