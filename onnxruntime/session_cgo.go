@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 
@@ -169,7 +170,8 @@ func (s *session) run(in []Value) ([]Value, error) {
 	err := s.s.Run(values, out)
 	defer func() {
 		for _, v := range out {
-			if v != nil {
+			// The binding leaves nil pointers of a type where it failed to copy an output.
+			if v != nil && !reflect.ValueOf(v).IsNil() {
 				v.Destroy()
 			}
 		}
