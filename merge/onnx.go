@@ -2,6 +2,7 @@ package merge
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/formats/onnx"
@@ -12,6 +13,9 @@ import (
 // onnxResolver finds modules in an ONNX graph by the rules of package naming, and by shape where the
 // exporter left no name and only one weight fits.
 func onnxResolver(m *onnx.Model, a *adapter.Adapter) (naming.Resolver, error) {
+	if _, by := m.Known(0); by {
+		return ONNXNames(m), nil // values tell more than shapes
+	}
 	r := byShape{ONNXResolver: ONNXNames(m), dims: map[adapter.Target][2]int64{}}
 	for _, u := range a.Updates {
 		if u.A.Present() && u.B.Present() && u.Layer == adapter.Linear {
@@ -43,9 +47,17 @@ func (r byShape) Find(module, param string) ([]naming.Place, error) {
 			alike++
 		}
 	}
-	if fits := r.Candidates(d[0], d[1]); len(fits) == 1 && alike == 1 {
+	fits := r.Candidates(d[0], d[1])
+	if len(fits) == 1 && alike == 1 {
 		fits[0].Rule = "shape"
 		return fits, nil
+	}
+	if len(fits) > 0 && missing.Reason == "" {
+		missing.Reason = fmt.Sprintf("no name leads to its weight; %d unnamed weights have its shape, and --weights FOLDER tells them apart by their values", len(fits))
+		missing.Nearest = nil
+		for _, p := range fits[:min(3, len(fits))] {
+			missing.Nearest = append(missing.Nearest, p.Tensor)
+		}
 	}
 	return nil, err
 }
@@ -74,13 +86,19 @@ func onnxGraph(m *onnx.Model) naming.ONNXGraph {
 		}
 		g.Nodes = append(g.Nodes, node)
 	}
+	_, g.ByContent = m.Known(0)
 	tensors := m.Tensors()
 	inner := innerReads(main)
 	for _, i := range main.Initializers {
 		t := &tensors[i]
-		g.Initializers = append(g.Initializers, naming.ONNXInitializer{
+		init := naming.ONNXInitializer{
 			Name: t.Name, Shape: t.Shape, Ints: smallIntegers(t), Metadata: properties(m.Info(i).Props), Inner: inner[t.Name],
-		})
+		}
+		known, _ := m.Known(i)
+		for _, k := range known {
+			init.Content = append(init.Content, naming.ONNXContent{Module: k.Module, RowOffset: k.RowOffset, Rows: k.Rows})
+		}
+		g.Initializers = append(g.Initializers, init)
 	}
 	for _, v := range main.Values {
 		g.Values = append(g.Values, naming.ONNXValue{Name: v.Name, Metadata: properties(v.Props)})

@@ -12,6 +12,8 @@ type ONNXGraph struct {
 	Nodes        []ONNXNode
 	Initializers []ONNXInitializer
 	Values       []ONNXValue
+	// ByContent: weights were looked for by their values, and what was found is in the initializers' Content.
+	ByContent bool
 }
 
 // An ONNXNode is one operator.
@@ -29,9 +31,18 @@ type ONNXInitializer struct {
 	Shape    []int64
 	Ints     []int64
 	Metadata map[string]string
+	// Content is whose weights the tensor holds, where that was found out from values.
+	Content []ONNXContent
 	// Inner is how many node inputs of subgraphs read the tensor. Which modules these belong to is not
 	// found out.
 	Inner int
+}
+
+// An ONNXContent is a module's weight in an initializer: in Rows of its outputs from RowOffset on, or in all where
+// Rows is 0.
+type ONNXContent struct {
+	Module          string
+	RowOffset, Rows int64
 }
 
 // An ONNXValue is an entry of value_info.
@@ -52,6 +63,8 @@ type ONNXResolver struct {
 	exact    [rules]map[string][]int // path → bindings
 	loose    [rules]map[string][]int // key of the path → bindings
 	near     nameIndex
+
+	content map[string][]contentAt // by module, and by the key of its path
 }
 
 type use struct{ node, input int }
@@ -128,6 +141,7 @@ func NewONNX(g ONNXGraph) *ONNXResolver {
 	}
 	r.biases()
 	r.name()
+	r.indexContent()
 	r.near.names = func() []string {
 		names := make([]string, len(g.Initializers))
 		for i, t := range g.Initializers {
@@ -157,9 +171,15 @@ func (r *ONNXResolver) Find(module, param string) ([]Place, error) {
 		if p := r.packed(module, param); p != nil {
 			return p, nil
 		}
-		if isHead(module) {
-			why = tied
-		}
+	}
+	p, unknown := r.byContent(module, param)
+	switch {
+	case p != nil:
+		return p, nil
+	case why == "" && unknown != "":
+		why = unknown
+	case why == "" && isHead(module):
+		why = tied
 	}
 	return nil, &NotFound{Module: module, Param: param, Reason: why, Nearest: r.near.nearest(join(module, param))}
 }

@@ -20,6 +20,9 @@ func (r *ONNXResolver) Layers() []ONNXLayer {
 		}
 		b := &r.bindings[at]
 		l := ONNXLayer{Module: b.path(), Tensor: r.tensor(at).Name, Node: n, Out: r.outputs(at)}
+		if l.Module == "" {
+			l.Module = r.known(b.init)
+		}
 		if node := r.graph.Nodes[n]; node.Op == "MatMulNBits" || node.Op == "MatMulBnb4" {
 			l.In = one(node.Ints["K"])
 		} else if shape := r.tensor(at).Shape; len(shape) == 2 {

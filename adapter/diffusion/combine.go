@@ -212,7 +212,7 @@ func alike(have []*adapter.Update, all bool) (bool, error) {
 			pairs = [][2]adapter.Factor{{have[0].Value, v.Value}}
 		}
 		for _, p := range pairs {
-			if same, err := sameValues(p[0], p[1]); !same || err != nil {
+			if same, err := p[0].Same(p[1]); !same || err != nil {
 				return false, err
 			}
 		}
@@ -286,7 +286,7 @@ func (e *encoder) divided(m *naming.DiffusionModule, parts []adapter.Update) boo
 			return false
 		}
 		for _, x := range pairs {
-			if same, err := sameValues(x[0], x[1]); !same || err != nil {
+			if same, err := x[0].Same(x[1]); !same || err != nil {
 				return false
 			}
 		}

@@ -33,6 +33,7 @@ func injectCommand(t *terminal) *cli.Command {
 			adapterFlag(),
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `FILE`.onnx"},
 			&cli.StringFlag{Name: "include", Usage: "give branches only to modules whose path matches `REGEX`"},
+			weightsFlag(),
 			&cli.BoolFlag{Name: "provider-safe", Usage: "make the defaults zeros of rank 1, since WebGPU does not bear tensors without elements"},
 			&cli.BoolFlag{Name: "force", Usage: "replace existing outputs"},
 		}, dialectFlags()),
@@ -86,6 +87,9 @@ func runInject(t *terminal, c *cli.Context) error {
 	if !ok {
 		return finding.Errorf("base.unsupported", path, "branches are put into ONNX models only").Expected(opened.Format(), "onnx").
 			Hinted("merge bakes adapters into models of every format")
+	}
+	if err := t.recognise(c, m); err != nil {
+		return err
 	}
 	inputs, closeAdapters, err := openAdapters(c.StringSlice("adapter"), dialect)
 	if err != nil {

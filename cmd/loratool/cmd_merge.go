@@ -38,6 +38,7 @@ func mergeCommand(t *terminal) *cli.Command {
 				"8 bits are for safetensors: a plain cast, in which vectors, position embeddings and the VAE keep their type and an overflow is an error"},
 			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M; for ONNX matmulnbits:4:32, qdq:int8)"},
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: requantUsage},
+			weightsFlag(),
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "when an adapter changes one side of tied embeddings, `HOW`: refuse, untie (store both), both (update the shared matrix)"},
@@ -207,7 +208,7 @@ func (t *terminal) openMergeBase(c *cli.Context, args *mergeArguments) (formats.
 		if err := noFolderFlags(c); err != nil {
 			return nil, err
 		}
-		return t.openKept(args)
+		return t.openKept(c, args)
 	}
 	opt := folderOptions(c)
 	opt.DType, args.options.DType = args.options.DType, tensor.Invalid
@@ -230,10 +231,16 @@ func (t *terminal) openMergeBase(c *cli.Context, args *mergeArguments) (formats.
 }
 
 // openKept opens the base as its own format. What a scheme has quantized stays so, unless a type is asked for.
-func (t *terminal) openKept(args *mergeArguments) (formats.Writable, error) {
+func (t *terminal) openKept(c *cli.Context, args *mergeArguments) (formats.Writable, error) {
 	m, err := t.openBase(args.base)
-	if err == nil && args.graph != nil {
-		return quantizeGraph(m, *args.graph)
+	if err == nil {
+		if err = t.recognise(c, m); err != nil {
+			m.Close()
+			return nil, err
+		}
+		if args.graph != nil {
+			return quantizeGraph(m, *args.graph)
+		}
 	}
 	if d, ok := m.(*formats.Decoded); ok && args.options.DType == tensor.Invalid && args.options.Quantize == nil {
 		return d.Packed(), nil

@@ -42,6 +42,7 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "tensors", Usage: "list every tensor with its SHA-256"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "accept adapter tensors that match nothing in BASE"},
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
+			weightsFlag(),
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.StringFlag{Name: "attest", Usage: "hold the file to `FILE`, an attestation of merge --attest (BASE and ADAPTERs too, where they are given) or a manifest of merge --manifest"},
@@ -218,6 +219,9 @@ func (t *terminal) planAgainst(c *cli.Context, adapters []string, merged string)
 		return nil, nil, nil, err
 	}
 	opt, err := dialectOptions(c)
+	if err == nil {
+		err = t.recognise(c, base)
+	}
 	if err != nil {
 		base.Close()
 		return nil, nil, nil, err

@@ -8,9 +8,11 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/dialect"
+	"github.com/loratool/loratool/content"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/verify"
 )
@@ -76,6 +78,29 @@ func (t *terminal) openBase(path string) (formats.Writable, error) {
 			Hinted("convert the base to safetensors first")
 	}
 	return w, nil
+}
+
+// weightsFlag is --weights.
+func weightsFlag() cli.Flag {
+	return &cli.StringFlag{Name: "weights", Usage: "find the weights of an ONNX base whose names are gone by their values in the Hugging Face `FOLDER`"}
+}
+
+// recognise looks for the weights of an ONNX base by their values, where --weights asks for it.
+func (t *terminal) recognise(c *cli.Context, base formats.Model) error {
+	path := c.String("weights")
+	if path == "" {
+		return nil
+	}
+	g, ok := base.(interface{ AsStored() *onnx.Model })
+	if !ok {
+		return finding.Errorf("base.unsupported", base.Path(), "--weights finds the weights of ONNX graphs; other bases have names").Expected(base.Format(), "onnx")
+	}
+	weights, err := t.openBase(path)
+	if err != nil {
+		return err
+	}
+	defer weights.Close()
+	return content.Match(g.AsStored(), weights)
 }
 
 // planMerge plans a merge and adds what base and adapters say about each other.

@@ -23,6 +23,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/tensor"
 )
@@ -56,9 +57,21 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": scriptStatus, "json": scriptJSON, "only": scriptOnly, "flip": scriptFlip, "near": scriptNear, "same": scriptSame,
 			"weights": scriptWeights, "zeros": scriptZeros, "pack": scriptPack, "bigendian": scriptBigEndian, "variant": scriptVariant, "stated": scriptStated,
+			"nameless": scriptNameless,
 		},
 	})
 }
+
+// nameless IN OUT copies an ONNX file without the names of its nodes.
+func scriptNameless(ts *testscript.TestScript, _ bool, args []string) {
+	b, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), corpus.Nameless(fatal{ts}, b), 0o666))
+}
+
+type fatal struct{ *testscript.TestScript }
+
+func (f fatal) Fatal(a ...any) { f.Fatalf("%s", fmt.Sprint(a...)) }
 
 // bigendian IN OUT copies a GGUF file in the other byte order.
 func scriptBigEndian(ts *testscript.TestScript, _ bool, args []string) {

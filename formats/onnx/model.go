@@ -68,7 +68,22 @@ type Model struct {
 	src     *source
 	root    *message
 	closer  io.Closer
+	known   map[int][]Known
 }
+
+// A Known is the weight of a module, found by its values in an initializer: in Rows outputs from RowOffset
+// on, or in all where Rows is 0.
+type Known struct {
+	Module          string
+	RowOffset, Rows int64
+}
+
+// SetKnown tells whose weights initializers of the main graph hold, by indexes into Tensors, where names do not.
+// It is called before the model is shared.
+func (m *Model) SetKnown(known map[int][]Known) { m.known = known }
+
+// Known are the weights in tensor i, and whether any were looked for.
+func (m *Model) Known(i int) (weights []Known, lookedFor bool) { return m.known[i], m.known != nil }
 
 // parser holds what only the opening needs.
 type parser struct {

@@ -29,7 +29,7 @@ var layers = [][]string{
 	{"hf/metadata"},
 	{"hf"},
 	{"merge"},
-	{"branch", "quantized"},
+	{"branch", "quantized", "content"},
 	{"onnxruntime"},
 	{"verify"},
 	{"report", "verify/…"},
