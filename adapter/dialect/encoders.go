@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/adapter"
+	"github.com/loratool/loratool/adapter/diffusion"
 	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/adapter/mlx"
@@ -22,11 +23,18 @@ import (
 	"github.com/loratool/loratool/formats/ortadapter"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/formats/torch"
+	"github.com/loratool/loratool/naming"
 )
 
 func encodePEFT(a *adapter.Adapter, t Target) (*Output, error) {
 	if err := t.plainFloats(a, "a PEFT adapter"); err != nil {
 		return nil, err
+	}
+	if a.Space == naming.Diffusers {
+		var err error
+		if a, err = diffusion.Component(a); err != nil {
+			return nil, err
+		}
 	}
 	f, err := peft.Encode(a, peft.EncodeOptions{DType: t.DType, BaseModel: a.BaseModel})
 	if err != nil {

@@ -191,6 +191,43 @@ func pipelinePairs(t *testing.T, doc *bytes.Buffer) (trips int) {
 	return trips
 }
 
+// TestComponents takes adapters of one component from every dialect to a PEFT folder, and back.
+func TestComponents(t *testing.T) {
+	for _, f := range naming.DiffusionFamilies() {
+		a := updatesOf(f.Name, denoiserOf(f)...)
+		for _, from := range pipelineDialects() {
+			if !held(from, f.Name) || from != "kohya" && f.Name != "flux1" && f.Name != "sdxl" {
+				continue // one more is enough of the others
+			}
+			first := memoryPass(t, a, from)
+			want := present(changes(t, first, ""))
+			folder, err := pass(t, first, "peft", "")
+			if err != nil {
+				t.Fatalf("%s: %v", f.Name, err)
+			}
+			back := memoryPass(t, folder, from)
+			verdict(t, difference(t, present(changes(t, back, "")), want), 2)
+		}
+	}
+	whole := updatesOf("flux1", append(slices.Clone(attention), "text_encoder.text_model.encoder.layers.3.self_attn.q_proj")...)
+	if _, err := Encode(whole, "peft", Target{Name: "out"}); finding.Of(err) == nil || !strings.Contains(err.Error(), "text_encoder") {
+		t.Errorf("two components: got %v", err)
+	}
+	// A bias has a scale of its own in other files, and that of the product in PEFT's.
+	a := decoded(t, kind{"bias", nil, []string{"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight [2 4]", "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight [4 2]",
+		"lora_unet_double_blocks_0_img_attn_proj.alpha =1", "lora_unet_double_blocks_0_img_attn_proj.diff_b [4]"}, applied.Flux})
+	folder, err := pass(t, a, "peft", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, ok := diffusion.Canonical(folder)
+	if !ok {
+		t.Fatal("no family")
+	}
+	there.Arch = "flux1"
+	kind{"bias", nil, nil, applied.Flux}.verdict(t, there, a)
+}
+
 // A kind is something that adapters of pipelines have.
 type kind struct {
 	name string
@@ -418,6 +455,7 @@ const pipelinePreamble = `
 - **xlabs**: for x-flux, which has one rank for a file and all projections of a block or none: the rest is filled
   up with zeros. x-flux multiplies both factors by the strength, so that other strengths than 1 act squared.
 - **bfl-control**: names without a prefix, differences of biases, and replaced norms.
+- PEFT folders hold one component, and go to and from all of these.
 
 ### From any to any
 
