@@ -411,3 +411,49 @@ func TestBroken(t *testing.T) {
 		}
 	}
 }
+
+// TestInputRotations checks OneTrainer's OFT with blocks of 2 × 2, whose polynomial of five terms is
+// R = (1 − 2q² + q⁴)·I + (2 − 2q²)·Q for Q = [0 q; −q 0]: a linear layer's input x becomes x·R, and a convolution's weight
+// W·R.
+func TestInputRotations(t *testing.T) {
+	const out, in = 3, 4
+	w := random(1, out, in)
+	base := read(w)
+	want := func(by, side float64) []float64 {
+		return fill(out, in, 1, func(o, i, _ int64) float64 {
+			q := []float64{0.5, -0.25}[i/2] * by
+			c, s := 1-2*q*q+q*q*q*q, (2*q-2*q*q*q)*side
+			x, y := base[o*in+i/2*2], base[o*in+i/2*2+1]
+			if i%2 == 0 {
+				return x*c + y*s
+			}
+			return y*c - x*s
+		})
+	}
+	packed := of([]float32{0.5, -0.25}, 2, 1)
+	same(t, "linear", change(t, decode(t, tensors{"oft_R.weight": packed}), tensor.Shape{out, in}, base), want(1, 1))
+	same(t, "scaled", change(t, decode(t, tensors{"oft_R.weight": packed, "oft_R.scaled_oft": one(1)}), tensor.Shape{out, in}, base), want(0.5, 1))
+	us, err := Decode(Module{Name: "m", File: "f", Conv: true, Tensors: tensors{"oft_R.weight": packed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "convolution", change(t, us, tensor.Shape{out, in, 1, 1}, base), want(1, -1))
+	// Three values are a block of three, and two no triangle.
+	if us := decode(t, tensors{"oft_R.weight": random(2, 2, 3)}); us[0].Turn.Block != 3 || us[0].Value.Rows != 6 {
+		t.Errorf("%+v", us[0].Turn)
+	}
+	if _, err := Decode(Module{Name: "m", File: "f", Tensors: tensors{"oft_R.weight": random(2, 2, 2)}}); finding.Of(err) == nil || finding.Of(err).Code != "adapter.shape_mismatch" {
+		t.Errorf("no triangle: got %v", err)
+	}
+}
+
+// TestSquareGLoRA tells files of the new order from those of the old one where the layer is square: the rank is the
+// smaller side.
+func TestSquareGLoRA(t *testing.T) {
+	const n, r = 4, 2
+	a1, a2, b1, b2 := random(1, n, r), random(2, r, n), random(3, n, r), random(4, r, n)
+	w := random(5, n, n)
+	current := change(t, decode(t, tensors{"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2}), w.Shape, read(w))
+	old := change(t, decode(t, tensors{"a2.weight": a1, "a1.weight": a2, "b2.weight": b1, "b1.weight": b2}), w.Shape, read(w))
+	same(t, "old", old, current)
+}

@@ -101,3 +101,24 @@ func TestOrders(t *testing.T) {
 		t.Error("an order that does not divide the axis")
 	}
 }
+
+// TestInverse finds the skew matrix of a rotation again, and none for half a turn.
+func TestInverse(t *testing.T) {
+	q := Packed([]float64{0.5, -2, 0.25}, 3)
+	r, err := Cayley(q, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := Inverse(r, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range q {
+		if math.Abs(back[i]-q[i]) > 1e-12 {
+			t.Errorf("value %d is %v, expected %v", i, back[i], q[i])
+		}
+	}
+	if _, err := Inverse([]float64{-1, 0, 0, -1}, 2); err == nil {
+		t.Error("half a turn has a skew matrix")
+	}
+}
