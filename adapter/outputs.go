@@ -88,7 +88,7 @@ func (u *Update) GatherOutputs(rows int64, index func(int64) int64) (Update, boo
 		if len(u.Turn.Stages) > 1 || u.Turn.Stages[0] != nil || u.Value.Rows == b || !aligned(rows, b, index) {
 			return v, false
 		}
-		v.Value, v.Turn = u.Value.GatherRows(rows, index), u.Turn.shaped()
+		v.Value, v.Turn = u.Value.GatherRows(rows, index), u.Turn.Computed()
 	case HRA:
 		return v, u.Input
 	default:

@@ -26,8 +26,8 @@ type Turn struct {
 	Scaled bool
 }
 
-// shaped is the turn with other blocks than those of its tensor.
-func (t Turn) shaped() *Turn {
+// Computed is the turn with blocks that come from no tensor.
+func (t Turn) Computed() *Turn {
 	t.Raw, t.Shape, t.Bound = Factor{}, nil, 0
 	return &t
 }

@@ -251,14 +251,6 @@ func (k kind) in(dialect string) kind {
 
 // pipelineKinds are the rows of the table of what each dialect holds.
 var pipelineKinds = func() []kind {
-	const (
-		plain = "lora_unet_double_blocks_0_img_attn_proj"
-		qkv   = "lora_unet_double_blocks_0_img_attn_qkv"
-		final = "lora_unet_final_layer_adaLN_modulation_1"
-		part  = "lora_transformer_transformer_blocks_0_attn_to_"
-		conv  = "lora_unet_input_blocks_1_0_in_layers_2"
-		norm  = "lora_unet_input_blocks_1_0_in_layers_0"
-	)
 	flux := func(name string, tensors ...string) kind { return kind{name, nil, tensors, applied.Flux} }
 	sdxl := func(name string, tensors ...string) kind { return kind{name, nil, tensors, applied.SDXL} }
 	lora := func(name, family string, modules ...string) kind {
@@ -271,7 +263,7 @@ var pipelineKinds = func() []kind {
 		return out
 	}
 	parts := func(tensors ...string) []string {
-		return slices.Concat(of(part+"q", tensors...), of(part+"k", tensors...), of(part+"v", tensors...))
+		return slices.Concat(of(applied.Part+"q", tensors...), of(applied.Part+"k", tensors...), of(applied.Part+"v", tensors...))
 	}
 	loha := func(out string) []string {
 		return []string{".hada_w1_a [" + out + " 2]", ".hada_w1_b [2 4]", ".hada_w2_a [" + out + " 2]", ".hada_w2_b [2 4]", ".alpha =1"}
@@ -284,40 +276,40 @@ var pipelineKinds = func() []kind {
 		lora("text encoders of Flux.1", "flux1", append(slices.Clone(attention), "text_encoder.text_model.encoder.layers.3.self_attn.q_proj", "text_encoder_2.encoder.block.3.layer.1.DenseReluDense.wo")...),
 		lora("text encoders of SDXL", "sdxl", "unet.add_embedding.linear_1", "text_encoder.text_model.encoder.layers.11.mlp.fc1", "text_encoder_2.text_model.encoder.layers.31.self_attn.v_proj", "text_encoder_2.text_projection"),
 		lora("convolutions of SDXL (LoCon)", "sdxl", "unet.down_blocks.1.resnets.0.conv_shortcut", "unet.mid_block.resnets.1.conv2", "unet.up_blocks.0.upsamplers.0.conv"),
-		sdxl("LoCon, decomposed kernel (Tucker)", of(conv, ".lora_down.weight [3 2 1 1]", ".lora_up.weight [4 3 1 1]", ".lora_mid.weight [3 3 3 3]", ".alpha =1")...),
-		flux("bias of a LoRA", of(plain, ".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".diff_b [4]")...),
-		flux("LoHa of a small rank", of(plain, ".hada_w1_a [4 1]", ".hada_w1_b [1 4]", ".hada_w2_a [4 1]", ".hada_w2_b [1 4]", ".alpha =0.5")...),
-		flux("LoHa", of(plain, loha("4")...)...),
-		flux("LoHa of a fused module", of(qkv, loha("12")...)...),
+		sdxl("LoCon, decomposed kernel (Tucker)", of(applied.Conv, ".lora_down.weight [3 2 1 1]", ".lora_up.weight [4 3 1 1]", ".lora_mid.weight [3 3 3 3]", ".alpha =1")...),
+		flux("bias of a LoRA", of(applied.Proj, ".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".diff_b [4]")...),
+		flux("LoHa of a small rank", of(applied.Proj, ".hada_w1_a [4 1]", ".hada_w1_b [1 4]", ".hada_w2_a [4 1]", ".hada_w2_b [1 4]", ".alpha =0.5")...),
+		flux("LoHa", of(applied.Proj, loha("4")...)...),
+		flux("LoHa of a fused module", of(applied.QKV, loha("12")...)...),
 		flux("LoHa of its parts", parts(loha("4")...)...),
-		sdxl("LoHa, decomposed kernel", of(conv, ".hada_w1_a [3 4]", ".hada_w1_b [3 2]", ".hada_t1 [3 3 3 3]", ".hada_w2_a [3 4]", ".hada_w2_b [3 2]", ".hada_t2 [3 3 3 3]", ".alpha =2")...),
-		flux("LoKr", of(plain, ".lokr_w1 [2 2]", ".lokr_w2_a [2 1]", ".lokr_w2_b [1 2]", ".alpha =0.5")...),
-		flux("LoKr of whole matrices (alpha 10¹⁰)", of(plain, ".lokr_w1 [2 2]", ".lokr_w2 [2 2]", ".alpha =1e10")...),
-		flux("LoKr of a fused module", of(qkv, ".lokr_w1 [2 2]", ".lokr_w2_a [6 1]", ".lokr_w2_b [1 2]", ".alpha =0.5")...),
+		sdxl("LoHa, decomposed kernel", of(applied.Conv, ".hada_w1_a [3 4]", ".hada_w1_b [3 2]", ".hada_t1 [3 3 3 3]", ".hada_w2_a [3 4]", ".hada_w2_b [3 2]", ".hada_t2 [3 3 3 3]", ".alpha =2")...),
+		flux("LoKr", of(applied.Proj, ".lokr_w1 [2 2]", ".lokr_w2_a [2 1]", ".lokr_w2_b [1 2]", ".alpha =0.5")...),
+		flux("LoKr of whole matrices (alpha 10¹⁰)", of(applied.Proj, ".lokr_w1 [2 2]", ".lokr_w2 [2 2]", ".alpha =1e10")...),
+		flux("LoKr of a fused module", of(applied.QKV, ".lokr_w1 [2 2]", ".lokr_w2_a [6 1]", ".lokr_w2_b [1 2]", ".alpha =0.5")...),
 		flux("LoKr of its parts", parts(".lokr_w1 [2 2]", ".lokr_w2_a [2 1]", ".lokr_w2_b [1 2]", ".alpha =0.5")...),
-		sdxl("LoKr, decomposed kernel", of(conv, ".lokr_w1 [2 2]", ".lokr_w2_a [3 2]", ".lokr_w2_b [3 1]", ".lokr_t2 [3 3 3 3]", ".alpha =1")...),
-		flux("whole difference (full)", of(plain, ".diff [4 4]")...),
-		flux("whole difference of a fused module", of(qkv, ".diff [12 4]")...),
-		flux("whole difference of a swapped module", of(final, ".diff [8 4]")...),
-		sdxl("norms", of(norm, ".w_norm [6]", ".b_norm [6]")...),
+		sdxl("LoKr, decomposed kernel", of(applied.Conv, ".lokr_w1 [2 2]", ".lokr_w2_a [3 2]", ".lokr_w2_b [3 1]", ".lokr_t2 [3 3 3 3]", ".alpha =1")...),
+		flux("whole difference (full)", of(applied.Proj, ".diff [4 4]")...),
+		flux("whole difference of a fused module", of(applied.QKV, ".diff [12 4]")...),
+		flux("whole difference of a swapped module", of(applied.Final, ".diff [8 4]")...),
+		sdxl("norms", of(applied.Norm, ".w_norm [6]", ".b_norm [6]")...),
 		flux("replaced norms", "double_blocks.0.img_attn.norm.query_norm.scale [4]", "double_blocks.0.img_attn.proj.lora_A.weight [2 4]", "double_blocks.0.img_attn.proj.lora_B.weight [4 2]"),
-		flux("(IA)³ of inputs", of(qkv, ".weight [4]", ".on_input =1")...),
-		flux("(IA)³ of outputs", of(qkv, ".weight [12]", ".on_input =0")...),
-		flux("GLoRA", of(plain, ".a1.weight [4 2]", ".a2.weight [2 4]", ".b1.weight [4 2]", ".b2.weight [2 4]", ".alpha =1")...),
-		flux("GLoRA, old files", of(plain, ".a2.weight [4 2]", ".a1.weight [2 4]", ".b2.weight [4 2]", ".b1.weight [2 4]", ".alpha =1")...),
-		flux("OFT", of(plain, ".oft_blocks [2 2 2]", ".alpha =0.01")...),
-		flux("OFT with factors (rescale)", of(plain, ".oft_blocks [2 2 2]", ".rescale [4 1]")...),
-		flux("OFT of a fused module, blocks within its parts", of(qkv, ".oft_blocks [6 2 2]")...),
-		flux("OFT of a fused module, blocks across", of(qkv, ".oft_blocks [2 6 6]")...),
-		flux("BOFT", of(plain, ".oft_blocks [2 2 2 2]")...),
-		flux("BOFT of a fused module", of(qkv, ".oft_blocks [2 6 2 2]")...),
+		flux("(IA)³ of inputs", of(applied.QKV, ".weight [4]", ".on_input =1")...),
+		flux("(IA)³ of outputs", of(applied.QKV, ".weight [12]", ".on_input =0")...),
+		flux("GLoRA", of(applied.Proj, ".a1.weight [4 2]", ".a2.weight [2 4]", ".b1.weight [4 2]", ".b2.weight [2 4]", ".alpha =1")...),
+		flux("GLoRA, old files", of(applied.Proj, ".a2.weight [4 2]", ".a1.weight [2 4]", ".b2.weight [4 2]", ".b1.weight [2 4]", ".alpha =1")...),
+		flux("OFT", of(applied.Proj, ".oft_blocks [2 2 2]", ".alpha =0.01")...),
+		flux("OFT with factors (rescale)", of(applied.Proj, ".oft_blocks [2 2 2]", ".rescale [4 1]")...),
+		flux("OFT of a fused module, blocks within its parts", of(applied.QKV, ".oft_blocks [6 2 2]")...),
+		flux("OFT of a fused module, blocks across", of(applied.QKV, ".oft_blocks [2 6 6]")...),
+		flux("BOFT", of(applied.Proj, ".oft_blocks [2 2 2 2]")...),
+		flux("BOFT of a fused module", of(applied.QKV, ".oft_blocks [2 6 2 2]")...),
 		flux("OFT of inputs (oft_R)", parts(".oft_R.weight [2 1]", ".oft_R.scaled_oft =1")...),
-		flux("DoRA of outputs", of(qkv, ".lora_down.weight [2 4]", ".lora_up.weight [12 2]", ".dora_scale [12 1]")...),
-		flux("DoRA of inputs", of(plain, ".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".dora_scale [1 4]")...),
-		flux("DoRA of inputs of a fused module", of(qkv, ".lora_down.weight [2 4]", ".lora_up.weight [12 2]", ".dora_scale [1 4]")...),
+		flux("DoRA of outputs", of(applied.QKV, ".lora_down.weight [2 4]", ".lora_up.weight [12 2]", ".dora_scale [12 1]")...),
+		flux("DoRA of inputs", of(applied.Proj, ".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".dora_scale [1 4]")...),
+		flux("DoRA of inputs of a fused module", of(applied.QKV, ".lora_down.weight [2 4]", ".lora_up.weight [12 2]", ".dora_scale [1 4]")...),
 		flux("DoRA of inputs of its parts", parts(".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".dora_scale [1 4]")...),
-		flux("DoRA over a LoHa", of(plain, append(loha("4"), ".dora_scale [4 1]")...)...),
-		flux("DoRA over a LoKr", of(plain, ".lokr_w1 [2 2]", ".lokr_w2 [2 2]", ".dora_scale [1 4]")...),
+		flux("DoRA over a LoHa", of(applied.Proj, append(loha("4"), ".dora_scale [4 1]")...)...),
+		flux("DoRA over a LoKr", of(applied.Proj, ".lokr_w1 [2 2]", ".lokr_w2 [2 2]", ".dora_scale [1 4]")...),
 	}
 }()
 

@@ -156,10 +156,8 @@ func (e *encoder) combined(m *naming.DiffusionModule, parts []adapter.Update) (*
 				}
 			}
 		}
-		turn := *u.Turn
-		turn.Raw, turn.Shape, turn.Bound = adapter.Factor{}, nil, 0
-		out.Turn = &turn
-		out.Value = e.stackedBlocks(m, parts, rows, turn.Block)
+		out.Turn = u.Turn.Computed()
+		out.Value = e.stackedBlocks(m, parts, rows, out.Turn.Block)
 		if out.Magnitude.Present() {
 			out.Magnitude = magnitudes(have)
 		}

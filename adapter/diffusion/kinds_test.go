@@ -16,19 +16,10 @@ import (
 // (~), and where it is refused (-). What it makes of a base's weights must be the same each time, and after the
 // way back.
 func TestKinds(t *testing.T) {
-	const (
-		plain = "lora_unet_double_blocks_0_img_attn_proj"     // 4 × 4
-		qkv   = "lora_unet_double_blocks_0_img_attn_qkv"      // 12 × 4
-		final = "lora_unet_final_layer_adaLN_modulation_1"    // 8 × 4, whose halves diffusers swaps
-		part  = "lora_transformer_transformer_blocks_0_attn_" // 4 × 4
-		conv  = "lora_unet_input_blocks_1_0_in_layers_2"      // 4 × 2 × 3 × 3
-		norm  = "lora_unet_input_blocks_1_0_in_layers_0"      // 6
-		point = "lora_unet_input_blocks_4_0_skip_connection"  // 4 × 6 × 1 × 1
-	)
 	parts := func(specs ...string) (out []string) {
-		for _, p := range []string{"to_q", "to_k", "to_v"} {
+		for _, p := range []string{"q", "k", "v"} {
 			for _, s := range specs {
-				out = append(out, part+p+s)
+				out = append(out, applied.Part+p+s)
 			}
 		}
 		return out
@@ -51,56 +42,56 @@ func TestKinds(t *testing.T) {
 		base  applied.Base
 		want  string // one sign a dialect, in the order above
 	}{
-		"LoHa":                   {[]string{plain + ".hada_w1_a [4 1]", plain + ".hada_w1_b [1 4]", plain + ".hada_w2_a [4 1]", plain + ".hada_w2_b [1 4]", plain + ".alpha =0.5"}, applied.Flux, "=~=~==~~-"},
-		"LoHa of a large rank":   {[]string{plain + ".hada_w1_a [4 3]", plain + ".hada_w1_b [3 4]", plain + ".hada_w2_a [4 3]", plain + ".hada_w2_b [3 4]", plain + ".alpha =2"}, applied.Flux, "=-=-==---"},
-		"LoHa, fused":            {[]string{qkv + ".hada_w1_a [12 3]", qkv + ".hada_w1_b [3 4]", qkv + ".hada_w2_a [12 3]", qkv + ".hada_w2_b [3 4]", qkv + ".alpha =2"}, applied.Flux, "=-=-==---"},
+		"LoHa":                   {[]string{applied.Proj + ".hada_w1_a [4 1]", applied.Proj + ".hada_w1_b [1 4]", applied.Proj + ".hada_w2_a [4 1]", applied.Proj + ".hada_w2_b [1 4]", applied.Proj + ".alpha =0.5"}, applied.Flux, "=~=~==~~-"},
+		"LoHa of a large rank":   {[]string{applied.Proj + ".hada_w1_a [4 3]", applied.Proj + ".hada_w1_b [3 4]", applied.Proj + ".hada_w2_a [4 3]", applied.Proj + ".hada_w2_b [3 4]", applied.Proj + ".alpha =2"}, applied.Flux, "=-=-==---"},
+		"LoHa, fused":            {[]string{applied.QKV + ".hada_w1_a [12 3]", applied.QKV + ".hada_w1_b [3 4]", applied.QKV + ".hada_w2_a [12 3]", applied.QKV + ".hada_w2_b [3 4]", applied.QKV + ".alpha =2"}, applied.Flux, "=-=-==---"},
 		"LoHa, parts":            {parts(".hada_w1_a [4 3]", ".hada_w1_b [3 4]", ".hada_w2_a [4 3]", ".hada_w2_b [3 4]", ".alpha =2"), applied.Flux, "=-=-==---"},
 		"LoHa, a part":           {parts(".hada_w1_a [4 3]", ".hada_w1_b [3 4]", ".hada_w2_a [4 3]", ".hada_w2_b [3 4]", ".alpha =2")[:5], applied.Flux, "=-=-==---"},
-		"LoHa, swapped":          {[]string{final + ".hada_w1_a [8 3]", final + ".hada_w1_b [3 4]", final + ".hada_w2_a [8 3]", final + ".hada_w2_b [3 4]"}, applied.Flux, "=-=-==---"},
-		"LoHa, DoRA":             {[]string{qkv + ".hada_w1_a [12 3]", qkv + ".hada_w1_b [3 4]", qkv + ".hada_w2_a [12 3]", qkv + ".hada_w2_b [3 4]", qkv + ".dora_scale [12 1]"}, applied.Flux, "=-=-==---"},
-		"LoHa of a kernel":       {[]string{conv + ".hada_w1_a [3 4]", conv + ".hada_w1_b [3 2]", conv + ".hada_t1 [3 3 3 3]", conv + ".hada_w2_a [3 4]", conv + ".hada_w2_b [3 2]", conv + ".hada_t2 [3 3 3 3]", conv + ".alpha =2"}, applied.SDXL, "=-=-==---"},
-		"LoKr":                   {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2_a [2 1]", plain + ".lokr_w2_b [1 2]", plain + ".alpha =0.5"}, applied.Flux, "=~====~~-"},
-		"LoKr, whole":            {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".alpha =1e10"}, applied.Flux, "=~====~~-"},
-		"LoKr, infinite alpha":   {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".alpha =inf"}, applied.Flux, "=~====~~-"},
-		"LoKr, fused, aligned":   {[]string{qkv + ".lokr_w1 [6 2]", qkv + ".lokr_w2_a [2 1]", qkv + ".lokr_w2_b [1 2]", qkv + ".alpha =0.5"}, applied.Flux, "=~====~~-"},
-		"LoKr, fused, across":    {[]string{qkv + ".lokr_w1 [2 2]", qkv + ".lokr_w2_a [6 1]", qkv + ".lokr_w2_b [1 2]", qkv + ".alpha =0.5"}, applied.Flux, "=~==~~~~-"},
+		"LoHa, swapped":          {[]string{applied.Final + ".hada_w1_a [8 3]", applied.Final + ".hada_w1_b [3 4]", applied.Final + ".hada_w2_a [8 3]", applied.Final + ".hada_w2_b [3 4]"}, applied.Flux, "=-=-==---"},
+		"LoHa, DoRA":             {[]string{applied.QKV + ".hada_w1_a [12 3]", applied.QKV + ".hada_w1_b [3 4]", applied.QKV + ".hada_w2_a [12 3]", applied.QKV + ".hada_w2_b [3 4]", applied.QKV + ".dora_scale [12 1]"}, applied.Flux, "=-=-==---"},
+		"LoHa of a kernel":       {[]string{applied.Conv + ".hada_w1_a [3 4]", applied.Conv + ".hada_w1_b [3 2]", applied.Conv + ".hada_t1 [3 3 3 3]", applied.Conv + ".hada_w2_a [3 4]", applied.Conv + ".hada_w2_b [3 2]", applied.Conv + ".hada_t2 [3 3 3 3]", applied.Conv + ".alpha =2"}, applied.SDXL, "=-=-==---"},
+		"LoKr":                   {[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2_a [2 1]", applied.Proj + ".lokr_w2_b [1 2]", applied.Proj + ".alpha =0.5"}, applied.Flux, "=~====~~-"},
+		"LoKr, whole":            {[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2 [2 2]", applied.Proj + ".alpha =1e10"}, applied.Flux, "=~====~~-"},
+		"LoKr, infinite alpha":   {[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2 [2 2]", applied.Proj + ".alpha =inf"}, applied.Flux, "=~====~~-"},
+		"LoKr, fused, aligned":   {[]string{applied.QKV + ".lokr_w1 [6 2]", applied.QKV + ".lokr_w2_a [2 1]", applied.QKV + ".lokr_w2_b [1 2]", applied.QKV + ".alpha =0.5"}, applied.Flux, "=~====~~-"},
+		"LoKr, fused, across":    {[]string{applied.QKV + ".lokr_w1 [2 2]", applied.QKV + ".lokr_w2_a [6 1]", applied.QKV + ".lokr_w2_b [1 2]", applied.QKV + ".alpha =0.5"}, applied.Flux, "=~==~~~~-"},
 		"LoKr, parts":            {parts(".lokr_w1 [2 2]", ".lokr_w2_a [2 1]", ".lokr_w2_b [1 2]", ".alpha =0.5"), applied.Flux, "~~~~==~~-"},
-		"LoKr, swapped":          {[]string{final + ".lokr_w1 [4 2]", final + ".lokr_w2 [2 2]"}, applied.Flux, "=~====~--"},
-		"LoKr, DoRA of inputs":   {[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".dora_scale [1 4]"}, applied.Flux, "=-=-==---"},
-		"LoKr of a kernel":       {[]string{conv + ".lokr_w1 [2 2]", conv + ".lokr_w2_a [3 2]", conv + ".lokr_w2_b [3 1]", conv + ".lokr_t2 [3 3 3 3]", conv + ".alpha =1"}, applied.SDXL, "=~====--~"},
-		"LoCon":                  {[]string{conv + ".lora_down.weight [3 2 3 3]", conv + ".lora_up.weight [4 3 1 1]", conv + ".alpha =1"}, applied.SDXL, "======--="},
-		"LoCon of a kernel":      {[]string{conv + ".lora_down.weight [3 2 1 1]", conv + ".lora_up.weight [4 3 1 1]", conv + ".lora_mid.weight [3 3 3 3]", conv + ".alpha =1"}, applied.SDXL, "======--="},
-		"difference":             {[]string{plain + ".diff [4 4]", plain + ".diff_b [4]"}, applied.Flux, "=-=--=---"},
-		"difference, fused":      {[]string{qkv + ".diff [12 4]"}, applied.Flux, "=-=--=---"},
-		"difference, swapped":    {[]string{final + ".diff [8 4]"}, applied.Flux, "=-=--=---"},
-		"difference of a kernel": {[]string{conv + ".diff [4 2 3 3]"}, applied.SDXL, "=-=--=---"},
-		"bias":                   {[]string{plain + ".lora_down.weight [2 4]", plain + ".lora_up.weight [4 2]", plain + ".diff_b [4]"}, applied.Flux, "===--==--"},
-		"norm":                   {[]string{norm + ".w_norm [6]", norm + ".b_norm [6]"}, applied.SDXL, "=-=--=---"},
-		"IA3 of inputs":          {[]string{plain + ".weight [4]", plain + ".on_input =1"}, applied.Flux, "=----=---"},
-		"IA3 of outputs":         {[]string{plain + ".weight [4]", plain + ".on_input =0"}, applied.Flux, "=----=---"},
-		"IA3 of inputs, fused":   {[]string{qkv + ".weight [4]", qkv + ".on_input =1"}, applied.Flux, "=----=---"},
-		"IA3 of outputs, fused":  {[]string{qkv + ".weight [12]", qkv + ".on_input =0"}, applied.Flux, "=----=---"},
-		"GLoRA":                  {[]string{plain + ".a1.weight [4 2]", plain + ".a2.weight [2 4]", plain + ".b1.weight [4 2]", plain + ".b2.weight [2 4]", plain + ".alpha =1"}, applied.Flux, "=-=--=---"},
-		"GLoRA, old":             {[]string{plain + ".a2.weight [4 2]", plain + ".a1.weight [2 4]", plain + ".b2.weight [4 2]", plain + ".b1.weight [2 4]", plain + ".alpha =1"}, applied.Flux, "=-=--=---"},
-		"GLoRA of a kernel":      {[]string{conv + ".a1.weight [2 1 1 1]", conv + ".a2.weight [1 2 1 1]", conv + ".b1.weight [4 1 1 1]", conv + ".b2.weight [1 2 3 3]", conv + ".alpha =1"}, applied.SDXL, "=-=--=---"},
-		"GLoRA, fused":           {[]string{qkv + ".a1.weight [4 2]", qkv + ".a2.weight [2 4]", qkv + ".b1.weight [12 2]", qkv + ".b2.weight [2 4]", qkv + ".alpha =1"}, applied.Flux, "=-=--=---"},
-		"OFT":                    {[]string{plain + ".oft_blocks [2 2 2]", plain + ".alpha =0.01"}, applied.Flux, "=-=--=---"},
-		"OFT, rescaled":          {[]string{plain + ".oft_blocks [2 2 2]", plain + ".rescale [4 1]"}, applied.Flux, "=----=---"},
-		"OFT, fused":             {[]string{qkv + ".oft_blocks [6 2 2]"}, applied.Flux, "=-=--=---"},
-		"OFT, fused, across":     {[]string{qkv + ".oft_blocks [2 6 6]"}, applied.Flux, "=-=------"},
-		"OFT, fused, bound":      {[]string{qkv + ".oft_blocks [6 2 2]", qkv + ".alpha =0.01"}, applied.Flux, "=-=--=---"},
-		"OFT, swapped":           {[]string{final + ".oft_blocks [4 2 2]"}, applied.Flux, "=-=--=---"},
-		"BOFT":                   {[]string{plain + ".oft_blocks [2 2 2 2]"}, applied.Flux, "=-=--=---"},
-		"BOFT, fused":            {[]string{qkv + ".oft_blocks [2 6 2 2]"}, applied.Flux, "=-=------"},
+		"LoKr, swapped":          {[]string{applied.Final + ".lokr_w1 [4 2]", applied.Final + ".lokr_w2 [2 2]"}, applied.Flux, "=~====~--"},
+		"LoKr, DoRA of inputs":   {[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2 [2 2]", applied.Proj + ".dora_scale [1 4]"}, applied.Flux, "=-=-==---"},
+		"LoKr of a kernel":       {[]string{applied.Conv + ".lokr_w1 [2 2]", applied.Conv + ".lokr_w2_a [3 2]", applied.Conv + ".lokr_w2_b [3 1]", applied.Conv + ".lokr_t2 [3 3 3 3]", applied.Conv + ".alpha =1"}, applied.SDXL, "=~====--~"},
+		"LoCon":                  {[]string{applied.Conv + ".lora_down.weight [3 2 3 3]", applied.Conv + ".lora_up.weight [4 3 1 1]", applied.Conv + ".alpha =1"}, applied.SDXL, "======--="},
+		"LoCon of a kernel":      {[]string{applied.Conv + ".lora_down.weight [3 2 1 1]", applied.Conv + ".lora_up.weight [4 3 1 1]", applied.Conv + ".lora_mid.weight [3 3 3 3]", applied.Conv + ".alpha =1"}, applied.SDXL, "======--="},
+		"difference":             {[]string{applied.Proj + ".diff [4 4]", applied.Proj + ".diff_b [4]"}, applied.Flux, "=-=--=---"},
+		"difference, fused":      {[]string{applied.QKV + ".diff [12 4]"}, applied.Flux, "=-=--=---"},
+		"difference, swapped":    {[]string{applied.Final + ".diff [8 4]"}, applied.Flux, "=-=--=---"},
+		"difference of a kernel": {[]string{applied.Conv + ".diff [4 2 3 3]"}, applied.SDXL, "=-=--=---"},
+		"bias":                   {[]string{applied.Proj + ".lora_down.weight [2 4]", applied.Proj + ".lora_up.weight [4 2]", applied.Proj + ".diff_b [4]"}, applied.Flux, "===--==--"},
+		"norm":                   {[]string{applied.Norm + ".w_norm [6]", applied.Norm + ".b_norm [6]"}, applied.SDXL, "=-=--=---"},
+		"IA3 of inputs":          {[]string{applied.Proj + ".weight [4]", applied.Proj + ".on_input =1"}, applied.Flux, "=----=---"},
+		"IA3 of outputs":         {[]string{applied.Proj + ".weight [4]", applied.Proj + ".on_input =0"}, applied.Flux, "=----=---"},
+		"IA3 of inputs, fused":   {[]string{applied.QKV + ".weight [4]", applied.QKV + ".on_input =1"}, applied.Flux, "=----=---"},
+		"IA3 of outputs, fused":  {[]string{applied.QKV + ".weight [12]", applied.QKV + ".on_input =0"}, applied.Flux, "=----=---"},
+		"GLoRA":                  {[]string{applied.Proj + ".a1.weight [4 2]", applied.Proj + ".a2.weight [2 4]", applied.Proj + ".b1.weight [4 2]", applied.Proj + ".b2.weight [2 4]", applied.Proj + ".alpha =1"}, applied.Flux, "=-=--=---"},
+		"GLoRA, old":             {[]string{applied.Proj + ".a2.weight [4 2]", applied.Proj + ".a1.weight [2 4]", applied.Proj + ".b2.weight [4 2]", applied.Proj + ".b1.weight [2 4]", applied.Proj + ".alpha =1"}, applied.Flux, "=-=--=---"},
+		"GLoRA of a kernel":      {[]string{applied.Conv + ".a1.weight [2 1 1 1]", applied.Conv + ".a2.weight [1 2 1 1]", applied.Conv + ".b1.weight [4 1 1 1]", applied.Conv + ".b2.weight [1 2 3 3]", applied.Conv + ".alpha =1"}, applied.SDXL, "=-=--=---"},
+		"GLoRA, fused":           {[]string{applied.QKV + ".a1.weight [4 2]", applied.QKV + ".a2.weight [2 4]", applied.QKV + ".b1.weight [12 2]", applied.QKV + ".b2.weight [2 4]", applied.QKV + ".alpha =1"}, applied.Flux, "=-=--=---"},
+		"OFT":                    {[]string{applied.Proj + ".oft_blocks [2 2 2]", applied.Proj + ".alpha =0.01"}, applied.Flux, "=-=--=---"},
+		"OFT, rescaled":          {[]string{applied.Proj + ".oft_blocks [2 2 2]", applied.Proj + ".rescale [4 1]"}, applied.Flux, "=----=---"},
+		"OFT, fused":             {[]string{applied.QKV + ".oft_blocks [6 2 2]"}, applied.Flux, "=-=--=---"},
+		"OFT, fused, across":     {[]string{applied.QKV + ".oft_blocks [2 6 6]"}, applied.Flux, "=-=------"},
+		"OFT, fused, bound":      {[]string{applied.QKV + ".oft_blocks [6 2 2]", applied.QKV + ".alpha =0.01"}, applied.Flux, "=-=--=---"},
+		"OFT, swapped":           {[]string{applied.Final + ".oft_blocks [4 2 2]"}, applied.Flux, "=-=--=---"},
+		"BOFT":                   {[]string{applied.Proj + ".oft_blocks [2 2 2 2]"}, applied.Flux, "=-=--=---"},
+		"BOFT, fused":            {[]string{applied.QKV + ".oft_blocks [2 6 2 2]"}, applied.Flux, "=-=------"},
 		"OFT of inputs":          {[]string{"lora_transformer_transformer_blocks_0_attn_to_out_0.oft_R.weight [2 1]"}, applied.Flux, "----=----"},
 		"OFT of inputs, parts":   {parts(".oft_R.weight [2 1]", ".oft_R.scaled_oft =1"), applied.Flux, "----=----"},
 		"OFT of inputs, kernel":  {[]string{"lora_unet_down_blocks_1_resnets_0_conv_shortcut.oft_R.weight [2 3]"}, applied.SDXL, "----=----"},
-		"DoRA":                   {[]string{plain + ".lora_down.weight [2 4]", plain + ".lora_up.weight [4 2]", plain + ".dora_scale [4 1]"}, applied.Flux, "======---"},
-		"DoRA, fused":            {[]string{qkv + ".lora_down.weight [2 4]", qkv + ".lora_up.weight [12 2]", qkv + ".dora_scale [12 1]"}, applied.Flux, "======---"},
-		"DoRA of inputs":         {[]string{plain + ".lora_down.weight [2 4]", plain + ".lora_up.weight [4 2]", plain + ".dora_scale [1 4]"}, applied.Flux, "=-=-==---"},
-		"DoRA of inputs, fused":  {[]string{qkv + ".lora_down.weight [2 4]", qkv + ".lora_up.weight [12 2]", qkv + ".dora_scale [1 4]"}, applied.Flux, "=-=------"},
+		"DoRA":                   {[]string{applied.Proj + ".lora_down.weight [2 4]", applied.Proj + ".lora_up.weight [4 2]", applied.Proj + ".dora_scale [4 1]"}, applied.Flux, "======---"},
+		"DoRA, fused":            {[]string{applied.QKV + ".lora_down.weight [2 4]", applied.QKV + ".lora_up.weight [12 2]", applied.QKV + ".dora_scale [12 1]"}, applied.Flux, "======---"},
+		"DoRA of inputs":         {[]string{applied.Proj + ".lora_down.weight [2 4]", applied.Proj + ".lora_up.weight [4 2]", applied.Proj + ".dora_scale [1 4]"}, applied.Flux, "=-=-==---"},
+		"DoRA of inputs, fused":  {[]string{applied.QKV + ".lora_down.weight [2 4]", applied.QKV + ".lora_up.weight [12 2]", applied.QKV + ".dora_scale [1 4]"}, applied.Flux, "=-=------"},
 		"DoRA of inputs, parts":  {parts(".lora_down.weight [2 4]", ".lora_up.weight [4 2]", ".dora_scale [1 4]"), applied.Flux, "----==---"},
-		"DoRA of a kernel":       {[]string{conv + ".lora_down.weight [3 2 3 3]", conv + ".lora_up.weight [4 3 1 1]", conv + ".dora_scale [4 1 1 1]"}, applied.SDXL, "======---"},
+		"DoRA of a kernel":       {[]string{applied.Conv + ".lora_down.weight [3 2 3 3]", applied.Conv + ".lora_up.weight [4 3 1 1]", applied.Conv + ".dora_scale [4 1 1 1]"}, applied.SDXL, "======---"},
 		"replaced norm":          {[]string{"double_blocks.0.img_attn.norm.query_norm.scale [4]", "double_blocks.0.img_attn.proj.lora_A.weight [2 4]", "double_blocks.0.img_attn.proj.lora_B.weight [4 2]"}, applied.Flux, "--=---=--"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -132,12 +132,6 @@ func fuller(w, target matrix, m float64) matrix { return target.minus(w).by(m) }
 // and in every dialect that takes it.
 func TestPeerFormulas(t *testing.T) {
 	const (
-		plain = "lora_unet_double_blocks_0_img_attn_proj"
-		qkv   = "lora_unet_double_blocks_0_img_attn_qkv"
-		final = "lora_unet_final_layer_adaLN_modulation_1"
-		part  = "lora_transformer_transformer_blocks_0_attn_to_"
-		conv  = "lora_unet_input_blocks_1_0_in_layers_2"
-
 		proj, fused, modulation = "double_blocks.0.img_attn.proj.weight", "double_blocks.0.img_attn.qkv.weight", "final_layer.adaLN_modulation.1.weight"
 		kernel                  = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
 	)
@@ -192,7 +186,7 @@ func TestPeerFormulas(t *testing.T) {
 		right, wrong func(s scene) matrix
 	}{
 		"the core of a kernel is left out, and the product spread over the taps (sd-scripts merge)": {
-			[]string{conv + ".lora_down.weight [3 2 1 1]", conv + ".lora_up.weight [4 3 1 1]", conv + ".lora_mid.weight [3 3 3 3]", conv + ".alpha =1"}, applied.SDXL, kernel, 0,
+			[]string{applied.Conv + ".lora_down.weight [3 2 1 1]", applied.Conv + ".lora_up.weight [4 3 1 1]", applied.Conv + ".lora_mid.weight [3 3 3 3]", applied.Conv + ".alpha =1"}, applied.SDXL, kernel, 0,
 			func(s scene) matrix {
 				return tucker(s.of("lora_up.weight"), s.of("lora_mid.weight"), s.of("lora_down.weight")).by(1.0 / 3)
 			},
@@ -201,16 +195,16 @@ func TestPeerFormulas(t *testing.T) {
 				return made(4, 18, func(i, j int) float64 { return p.at(i, j/9) / 3 })
 			}},
 		"the scale of a LoHa is taken twice (LyCORIS merge)": {
-			[]string{plain + ".hada_w1_a [4 2]", plain + ".hada_w1_b [2 4]", plain + ".hada_w2_a [4 2]", plain + ".hada_w2_b [2 4]", plain + ".alpha =1"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".hada_w1_a [4 2]", applied.Proj + ".hada_w1_b [2 4]", applied.Proj + ".hada_w2_a [4 2]", applied.Proj + ".hada_w2_b [2 4]", applied.Proj + ".alpha =1"}, applied.Flux, proj, 0,
 			func(s scene) matrix { return loha(s).by(0.5) }, func(s scene) matrix { return loha(s).by(0.25) }},
 		"the scale of a LoKr is taken twice (LyCORIS merge)": {
-			[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2_a [2 2]", plain + ".lokr_w2_b [2 2]", plain + ".alpha =1"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2_a [2 2]", applied.Proj + ".lokr_w2_b [2 2]", applied.Proj + ".alpha =1"}, applied.Flux, proj, 0,
 			func(s scene) matrix { return lokr(s).by(0.5) }, func(s scene) matrix { return lokr(s).by(0.25) }},
 		"a LoKr of rank 1 has the scale 1 (stable-diffusion.cpp)": {
-			[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2_a [2 1]", plain + ".lokr_w2_b [1 2]", plain + ".alpha =4"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2_a [2 1]", applied.Proj + ".lokr_w2_b [1 2]", applied.Proj + ".alpha =4"}, applied.Flux, proj, 0,
 			func(s scene) matrix { return lokr(s).by(4) }, lokr},
 		"the rank of a decomposed LoKr is taken from its outputs (LyCORIS)": {
-			[]string{conv + ".lokr_w1 [1 1]", conv + ".lokr_w2_a [3 4]", conv + ".lokr_w2_b [3 2]", conv + ".lokr_t2 [3 3 3 3]", conv + ".alpha =1"}, applied.SDXL, kernel, 0,
+			[]string{applied.Conv + ".lokr_w1 [1 1]", applied.Conv + ".lokr_w2_a [3 4]", applied.Conv + ".lokr_w2_b [3 2]", applied.Conv + ".lokr_t2 [3 3 3 3]", applied.Conv + ".alpha =1"}, applied.SDXL, kernel, 0,
 			func(s scene) matrix {
 				return tucker(s.of("lokr_w2_a").transposed(), s.of("lokr_t2"), s.of("lokr_w2_b")).by(s.of("lokr_w1").v[0] / 3)
 			},
@@ -218,59 +212,59 @@ func TestPeerFormulas(t *testing.T) {
 				return tucker(s.of("lokr_w2_a").transposed(), s.of("lokr_t2"), s.of("lokr_w2_b")).by(s.of("lokr_w1").v[0] / 4)
 			}},
 		"the alpha of a LoKr of whole matrices counts (10¹⁰ of ai-toolkit)": {
-			[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".alpha =1e10"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2 [2 2]", applied.Proj + ".alpha =1e10"}, applied.Flux, proj, 0,
 			whole, func(s scene) matrix { return whole(s).by(1e10 / 2) }},
 		"the infinite alpha of a LoKr of whole matrices counts (ai-toolkit in half precision)": {
-			[]string{plain + ".lokr_w1 [2 2]", plain + ".lokr_w2 [2 2]", plain + ".alpha =inf"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2 [2 2]", applied.Proj + ".alpha =inf"}, applied.Flux, proj, 0,
 			whole, func(s scene) matrix { return whole(s).by(math.Inf(1)) }},
 		"the halves of A change places, too (diffusers, BFL control and HunyuanVideo)": {
-			lora(final, "8", final+".alpha =2"), applied.Flux, modulation, 0, product,
+			lora(applied.Final, "8", applied.Final+".alpha =2"), applied.Flux, modulation, 0, product,
 			func(s scene) matrix { return s.of("lora_up.weight").times(s.of("lora_down.weight").swapped()) }},
 		"the halves stay where they are (diffusers, Flux.2)": {
-			lora(final, "8", final+".alpha =2"), applied.Flux, modulation, 0, product, func(s scene) matrix { return product(s).swapped() }},
+			lora(applied.Final, "8", applied.Final+".alpha =2"), applied.Flux, modulation, 0, product, func(s scene) matrix { return product(s).swapped() }},
 		"the final layer loses its alpha (diffusers)": {
-			lora(final, "8", final+".alpha =1"), applied.Flux, modulation, 0, func(s scene) matrix { return product(s).by(0.5) }, product},
+			lora(applied.Final, "8", applied.Final+".alpha =1"), applied.Flux, modulation, 0, func(s scene) matrix { return product(s).by(0.5) }, product},
 		"alpha becomes the rank (diffusers, convert_state_dict_to_kohya)": {
-			lora(plain, "4", plain+".alpha =1"), applied.Flux, proj, 0, func(s scene) matrix { return product(s).by(0.5) }, product},
+			lora(applied.Proj, "4", applied.Proj+".alpha =1"), applied.Flux, proj, 0, func(s scene) matrix { return product(s).by(0.5) }, product},
 		"a fused module is lost where q is missing (stable-diffusion.cpp, sd-scripts)": {
-			append(lora(part+"k", "4"), lora(part+"v", "4")...), applied.Flux, fused, 0,
+			append(lora(applied.Part+"k", "4"), lora(applied.Part+"v", "4")...), applied.Flux, fused, 0,
 			func(s scene) matrix {
 				return stack(zeros(4, 4), s.of("to_k.lora_up.weight").times(s.of("to_k.lora_down.weight")), s.of("to_v.lora_up.weight").times(s.of("to_v.lora_down.weight")))
 			},
 			func(scene) matrix { return zeros(12, 4) }},
 		"alpha stays where the rank is tripled (sd-scripts, split_qkv)": {
-			slices.Concat(lora(part+"q", "4", part+"q.alpha =2"), lora(part+"k", "4", part+"k.alpha =2"), lora(part+"v", "4", part+"v.alpha =2")), applied.Flux, fused, 0,
+			slices.Concat(lora(applied.Part+"q", "4", applied.Part+"q.alpha =2"), lora(applied.Part+"k", "4", applied.Part+"k.alpha =2"), lora(applied.Part+"v", "4", applied.Part+"v.alpha =2")), applied.Flux, fused, 0,
 			func(s scene) matrix { return stack(blocks(s)...) }, func(s scene) matrix { return stack(blocks(s)...).by(1.0 / 3) }},
 		"a shared A is cut by its rank (mflux)": {
-			[]string{qkv + ".lora_down.weight [3 4]", qkv + ".lora_up.weight [12 3]"}, applied.Flux, fused, 0, product,
+			[]string{applied.QKV + ".lora_down.weight [3 4]", applied.QKV + ".lora_up.weight [12 3]"}, applied.Flux, fused, 0, product,
 			func(s scene) matrix {
 				a, b := s.of("lora_down.weight"), s.of("lora_up.weight")
 				return made(12, 4, func(i, j int) float64 { return b.at(i, i/4) * a.at(i/4, j) })
 			}},
 		"the strength is squared (x-flux; sd-scripts' and supermerger's merges of adapters)": {
-			lora(plain, "4"), applied.Flux, proj, 0.5, func(s scene) matrix { return product(s).by(0.5) }, func(s scene) matrix { return product(s).by(0.25) }},
+			lora(applied.Proj, "4"), applied.Flux, proj, 0.5, func(s scene) matrix { return product(s).by(0.5) }, func(s scene) matrix { return product(s).by(0.25) }},
 		"the strength of OFT is squared (ComfyUI)": {
-			[]string{plain + ".oft_blocks [2 2 2]"}, applied.Flux, proj, 0.5,
+			[]string{applied.Proj + ".oft_blocks [2 2 2]"}, applied.Flux, proj, 0.5,
 			func(s scene) matrix { return fuller(s.w, turned(s, 1), 0.5) }, func(s scene) matrix { return fuller(s.w, turned(s, 1), 0.25) }},
 		"the bound of OFT is alpha alone (ComfyUI)": {
-			[]string{plain + ".oft_blocks [2 2 2]", plain + ".alpha =0.01"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".oft_blocks [2 2 2]", applied.Proj + ".alpha =0.01"}, applied.Flux, proj, 0,
 			func(s scene) matrix { return fuller(s.w, turned(s, shrink(s, 4*0.01)), 1) }, func(s scene) matrix { return fuller(s.w, turned(s, shrink(s, 0.01)), 1) }},
 		"the factors of OFT are left out (ComfyUI)": {
-			[]string{plain + ".oft_blocks [2 2 2]", plain + ".rescale [4 1]"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".oft_blocks [2 2 2]", applied.Proj + ".rescale [4 1]"}, applied.Flux, proj, 0,
 			func(s scene) matrix {
 				r, f := turned(s, 1), s.of("rescale")
 				return fuller(s.w, made(4, 4, func(i, j int) float64 { return f.at(i, 0) * r.at(i, j) }), 1)
 			},
 			func(s scene) matrix { return fuller(s.w, turned(s, 1), 1) }},
 		"OFT turns with R (loaders of the other side)": {
-			[]string{plain + ".oft_blocks [2 2 2]"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".oft_blocks [2 2 2]"}, applied.Flux, proj, 0,
 			func(s scene) matrix { return fuller(s.w, turned(s, 1), 1) }, func(s scene) matrix { return fuller(s.w, s.rotations("oft_blocks", 1).times(s.w), 1) }},
 		"the norms of DoRA are those of the base (ComfyUI)": {
-			lora(plain, "4", plain+".dora_scale [4 1]"), applied.Flux, proj, 0,
+			lora(applied.Proj, "4", applied.Proj+".dora_scale [4 1]"), applied.Flux, proj, 0,
 			func(s scene) matrix { v := s.w.plus(product(s)); return fuller(s.w, dora(s, v, v.lengths()), 1) },
 			func(s scene) matrix { return fuller(s.w, dora(s, s.w.plus(product(s)), s.w.lengths()), 1) }},
 		"the whole difference of DoRA counts at any strength (LyCORIS)": {
-			lora(plain, "4", plain+".dora_scale [4 1]"), applied.Flux, proj, 0.25,
+			lora(applied.Proj, "4", applied.Proj+".dora_scale [4 1]"), applied.Flux, proj, 0.25,
 			func(s scene) matrix { v := s.w.plus(product(s)); return fuller(s.w, dora(s, v, v.lengths()), 0.25) },
 			func(s scene) matrix {
 				v := s.w.plus(product(s))
@@ -278,10 +272,10 @@ func TestPeerFormulas(t *testing.T) {
 				return fuller(s.w, made(4, 4, func(i, j int) float64 { return (1 + 0.25*(m.at(i, 0)/norms[i]-1)) * v.at(i, j) }), 1)
 			}},
 		"the magnitudes of DoRA are dropped (diffusers, stable-diffusion.cpp)": {
-			lora(plain, "4", plain+".dora_scale [4 1]"), applied.Flux, proj, 0,
+			lora(applied.Proj, "4", applied.Proj+".dora_scale [4 1]"), applied.Flux, proj, 0,
 			func(s scene) matrix { v := s.w.plus(product(s)); return fuller(s.w, dora(s, v, v.lengths()), 1) }, product},
 		"the scale of GLoRA is taken twice (LyCORIS, bypass)": {
-			[]string{plain + ".a1.weight [4 2]", plain + ".a2.weight [2 4]", plain + ".b1.weight [4 2]", plain + ".b2.weight [2 4]", plain + ".alpha =1"}, applied.Flux, proj, 0,
+			[]string{applied.Proj + ".a1.weight [4 2]", applied.Proj + ".a2.weight [2 4]", applied.Proj + ".b1.weight [4 2]", applied.Proj + ".b2.weight [2 4]", applied.Proj + ".alpha =1"}, applied.Flux, proj, 0,
 			func(s scene) matrix {
 				return s.w.times(s.of("a1.weight")).times(s.of("a2.weight")).plus(s.of("b1.weight").times(s.of("b2.weight"))).by(0.5)
 			},

@@ -161,6 +161,17 @@ func Stored(t testing.TB, weights []adapter.Weight) []tensor.Tensor {
 	return out
 }
 
+// Modules of Flux and SDXL in flattened files. QKV, Final (whose halves diffusers swaps) and Proj have 12, 8 and 4
+// outputs of 4 inputs; Part is the beginning of to_q, to_k and to_v, the parts of QKV in OneTrainer's files.
+const (
+	Proj  = "lora_unet_double_blocks_0_img_attn_proj"
+	QKV   = "lora_unet_double_blocks_0_img_attn_qkv"
+	Final = "lora_unet_final_layer_adaLN_modulation_1"
+	Part  = "lora_transformer_transformer_blocks_0_attn_to_"
+	Conv  = "lora_unet_input_blocks_1_0_in_layers_2" // 4 × 2 × 3 × 3
+	Norm  = "lora_unet_input_blocks_1_0_in_layers_0" // 6
+)
+
 // Flux is a part of Flux.1, and SDXL one of a unet.
 var (
 	Flux = Base{
