@@ -39,6 +39,7 @@ type form struct {
 	norms      bool     // differences of norms
 	turn       turnForm // of OFT
 	uniform    bool     // all modules of a block, of one rank
+	alphas     bool     // of every module: LyCORIS does not load one without, even where it does not count
 }
 
 // A turnForm is what a dialect stores of rotations.
@@ -63,7 +64,7 @@ var Dialects = []Dialect{
 		prefix: func(_ *naming.DiffusionFamily, c *naming.DiffusionComponent) (string, bool) { return c.Kohya[0], true },
 		body:   func(c *naming.DiffusionComponent) naming.Body { return c.Flat },
 		flat:   true, anyBase: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale", inputs: true,
-		bias: ".diff_b", kinds: lycorisKinds, decomposed: true, norms: true, turn: outputTurns,
+		bias: ".diff_b", kinds: lycorisKinds, decomposed: true, norms: true, turn: outputTurns, alphas: true,
 	}},
 	{"diffusers", "a diffusers file", &form{
 		prefix: folderPrefix, body: renamed,
@@ -86,7 +87,7 @@ var Dialects = []Dialect{
 			return "lycoris_", c.Native == "diffusion_model."
 		},
 		body: renamed, flat: true, anyBase: true, a: ".lora_down.weight", b: ".lora_up.weight", alpha: true, magnitude: ".dora_scale", inputs: true,
-		bias: ".diff_b", kinds: lycorisKinds, decomposed: true, norms: true, turn: outputTurns,
+		bias: ".diff_b", kinds: lycorisKinds, decomposed: true, norms: true, turn: outputTurns, alphas: true,
 	}},
 	{"diffusers-old", "a file of diffusers' attention processors", &form{families: unets, prefix: folderPrefix, body: renamed, leaf: processors}},
 	{"xlabs", "an XLabs file", &form{families: []string{"flux1"}, prefix: barePrefix, body: original, leaf: xfluxLeaf, uniform: true}},

@@ -68,6 +68,7 @@ func TestKinds(t *testing.T) {
 		"bias":                   {[]string{applied.Proj + ".lora_down.weight [2 4]", applied.Proj + ".lora_up.weight [4 2]", applied.Proj + ".diff_b [4]"}, applied.Flux, "===--==--"},
 		"norm":                   {[]string{applied.Norm + ".w_norm [6]", applied.Norm + ".b_norm [6]"}, applied.SDXL, "=-=--=---"},
 		"IA3 of inputs":          {[]string{applied.Proj + ".weight [4]", applied.Proj + ".on_input =1"}, applied.Flux, "=----=---"},
+		"IA3 of a kernel":        {[]string{applied.Conv + ".weight [1 4 1 1]", applied.Conv + ".on_input =0"}, applied.SDXL, "=----=---"},
 		"IA3 of outputs":         {[]string{applied.Proj + ".weight [4]", applied.Proj + ".on_input =0"}, applied.Flux, "=----=---"},
 		"IA3 of inputs, fused":   {[]string{applied.QKV + ".weight [4]", applied.QKV + ".on_input =1"}, applied.Flux, "=----=---"},
 		"IA3 of outputs, fused":  {[]string{applied.QKV + ".weight [12]", applied.QKV + ".on_input =0"}, applied.Flux, "=----=---"},

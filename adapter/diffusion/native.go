@@ -37,7 +37,14 @@ func (e *encoder) algorithm(module string, u *adapter.Update, kernel []int64) er
 		e.put(name+"b2.weight", last, u.A)
 		alpha(u.B.Cols)
 	case adapter.IA3:
-		e.put(name+"weight", tensor.Shape{u.Value.Rows * u.Value.Cols}, keep(u.Value, u.Value.Map(func(x float32) float32 { return x - 1 })))
+		shape := tensor.Shape{u.Value.Rows * u.Value.Cols}
+		if len(kernel) > 0 { // LyCORIS, modules/ia3.py
+			shape = append(tensor.Shape{1}, shape...)
+			for range kernel {
+				shape = append(shape, 1)
+			}
+		}
+		e.put(name+"weight", shape, keep(u.Value, u.Value.Map(func(x float32) float32 { return x - 1 })))
 		on := int64(0)
 		if u.Input {
 			on = 1
@@ -105,8 +112,11 @@ func (e *encoder) kron(name string, u *adapter.Update, kernel []int64, alpha fun
 		}
 		e.put(name+side, shape, f)
 	}
-	if rank > 0 {
+	switch {
+	case rank > 0:
 		alpha(rank)
+	case e.form.alphas:
+		e.weights = append(e.weights, scalar(name+"alpha", 1))
 	}
 }
 

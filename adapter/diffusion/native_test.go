@@ -2,10 +2,13 @@ package diffusion
 
 import (
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/applied"
+	"github.com/loratool/loratool/tensor"
 )
 
 // contents are all numbers of an update.
@@ -127,6 +130,31 @@ func TestExpandedLoKr(t *testing.T) {
 	for i := range want {
 		if math.Abs(got[i]-want[i]) > 1e-6 {
 			t.Fatalf("value %d is %v, expected %v", i, got[i], want[i])
+		}
+	}
+}
+
+// TestLoadedByLyCORIS checks what its loader asks for: an alpha of every module, and the dimensions of the base.
+func TestLoadedByLyCORIS(t *testing.T) {
+	for _, c := range []struct {
+		specs  []string
+		suffix string
+		shape  tensor.Shape
+	}{
+		{[]string{applied.Proj + ".lokr_w1 [2 2]", applied.Proj + ".lokr_w2 [2 2]"}, ".alpha", tensor.Shape{}},
+		{[]string{applied.Proj + ".oft_blocks [2 2 2]"}, ".alpha", tensor.Shape{}},
+		{[]string{applied.Conv + ".weight [2]", applied.Conv + ".on_input =1"}, ".weight", tensor.Shape{1, 2, 1, 1}},
+		{[]string{applied.Conv + ".a1.weight [2 1]", applied.Conv + ".a2.weight [1 2]", applied.Conv + ".b1.weight [4 1]", applied.Conv + ".b2.weight [1 2 3 3]"}, ".b1.weight", tensor.Shape{4, 1, 1, 1}},
+	} {
+		got, _ := through(t, tensors(t, c.specs...), nil, "kohya")
+		found := false
+		for name, x := range got {
+			if strings.HasSuffix(name, c.suffix) {
+				found = x.Shape.Equal(c.shape)
+			}
+		}
+		if !found {
+			t.Errorf("no %s of shape %v in %v", c.suffix, c.shape, got)
 		}
 	}
 }
