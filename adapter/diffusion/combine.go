@@ -145,7 +145,7 @@ func (e *encoder) combined(m *naming.DiffusionModule, parts []adapter.Update) (*
 			break
 		}
 		for _, v := range have {
-			if len(v.Turn.Stages) > 1 || v.Turn.Stages[0] != nil || v.Turn.Block != u.Turn.Block || v.Outputs()%v.Turn.Block != 0 || v.Magnitude.Present() && !all {
+			if staged(v.Turn) || v.Turn.Block != u.Turn.Block || v.Outputs()%v.Turn.Block != 0 || v.Magnitude.Present() && !all {
 				return nil, nil
 			}
 		}

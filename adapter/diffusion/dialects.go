@@ -48,7 +48,7 @@ type turnForm int
 const (
 	noTurns     turnForm = iota
 	outputTurns          // oft_blocks, with a bound and factors of outputs
-	plainTurns           // oft_blocks alone
+	plainTurns           // oft_blocks without a bound, and of OFT without factors (ComfyUI, weight_adapter/oft.py, boft.py)
 	inputTurns           // oft_R
 )
 

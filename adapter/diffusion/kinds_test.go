@@ -83,6 +83,7 @@ func TestKinds(t *testing.T) {
 		"OFT, fused, bound":      {[]string{applied.QKV + ".oft_blocks [6 2 2]", applied.QKV + ".alpha =0.01"}, applied.Flux, "=-=--=---"},
 		"OFT, swapped":           {[]string{applied.Final + ".oft_blocks [4 2 2]"}, applied.Flux, "=-=--=---"},
 		"BOFT":                   {[]string{applied.Proj + ".oft_blocks [2 2 2 2]"}, applied.Flux, "=-=--=---"},
+		"BOFT, rescaled":         {[]string{applied.Proj + ".oft_blocks [2 2 2 2]", applied.Proj + ".rescale [4 1]", applied.Proj + ".alpha =0.01"}, applied.Flux, "=-=--=---"},
 		"BOFT, fused":            {[]string{applied.QKV + ".oft_blocks [2 6 2 2]"}, applied.Flux, "=-=------"},
 		"OFT of inputs":          {[]string{"lora_transformer_transformer_blocks_0_attn_to_out_0.oft_R.weight [2 1]"}, applied.Flux, "----=----"},
 		"OFT of inputs, parts":   {parts(".oft_R.weight [2 1]", ".oft_R.scaled_oft =1"), applied.Flux, "----=----"},

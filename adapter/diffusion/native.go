@@ -136,9 +136,9 @@ func (e *encoder) turn(name string, u *adapter.Update, kernel []int64) {
 	stages := int64(len(t.Stages))
 	axis := u.Value.Rows / stages
 	if !raw.Present() || bound > 0 && e.form.turn == plainTurns { // ComfyUI takes the bound for one of another norm
-		raw, bound = skews(u.Value, int(t.Block), stages > 1 || t.Stages[0] != nil), 0
+		raw, bound = skews(u.Value, int(t.Block), staged(t)), 0
 		shape = tensor.Shape{axis / t.Block, t.Block, t.Block}
-		if stages > 1 || t.Stages[0] != nil {
+		if staged(t) {
 			shape = append(tensor.Shape{stages}, shape...)
 		}
 	}

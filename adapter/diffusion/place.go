@@ -148,12 +148,15 @@ func (t turnForm) holds(u *adapter.Update) bool {
 	case outputTurns:
 		return !u.Input
 	case plainTurns:
-		return !u.Input && !u.Magnitude.Present()
+		return !u.Input && (!u.Magnitude.Present() || staged(u.Turn))
 	case inputTurns:
 		return u.Input && u.Turn.Packed && u.Turn.Raw.Present()
 	}
 	return false
 }
+
+// staged reports whether rotations are those of BOFT, in an order of rows of their own.
+func staged(t *adapter.Turn) bool { return len(t.Stages) > 1 || t.Stages[0] != nil }
 
 // lowered is an update with exact factors as a low-rank one: a LoKr, and a LoHa where its factors are not larger
 // than the matrix itself.
