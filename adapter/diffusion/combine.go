@@ -32,7 +32,7 @@ func (e *encoder) fused(g *group) (*adapter.Update, error) {
 		parts, m.Parts = parts[:3], m.Parts[:3]
 	}
 	u := &parts[first]
-	if slices.ContainsFunc(parts, func(v adapter.Update) bool { return v.Kind != "" && v.Kind != u.Kind }) || u.Kind == adapter.LoKr && !e.divided(&m, parts) {
+	if slices.ContainsFunc(parts, func(v adapter.Update) bool { return v.Kind != "" && v.Kind != u.Kind }) || u.Kind == adapter.LoKr && !divided(&m, parts) {
 		for p := range parts { // what has exact factors can still be fused
 			if parts[p].Kind == "" {
 				continue
@@ -48,7 +48,7 @@ func (e *encoder) fused(g *group) (*adapter.Update, error) {
 	case isFactors(u):
 		return fuse(&m, parts)
 	case u.Kind == adapter.LoKr:
-		return e.stackKron(parts), nil
+		return stackKron(parts), nil
 	}
 	whole, err := e.combined(&m, parts)
 	if whole == nil && err == nil {
@@ -74,115 +74,53 @@ func (e *encoder) unfused(u *adapter.Update, m *naming.DiffusionModule) error {
 // combined makes one update of the whole from updates of one kind of its parts, nil where there is none.
 func (e *encoder) combined(m *naming.DiffusionModule, parts []adapter.Update) (*adapter.Update, error) {
 	first := slices.IndexFunc(parts, func(u adapter.Update) bool { return u.Kind != "" })
-	u := parts[first]
+	out := parts[first]
 	all := !slices.ContainsFunc(parts, func(v adapter.Update) bool { return v.Kind == "" })
-	decomposed := u.Magnitude.Present() && u.Kind != adapter.OFT
-	for p := range parts {
-		v := &parts[p]
-		if v.Kind != "" && (v.Input != u.Input || v.Magnitude.Present() != u.Magnitude.Present()) || decomposed && (!all || v.Input) {
-			return nil, nil
-		}
-	}
-	out := u
+	decomposed := out.Magnitude.Present() && out.Kind != adapter.OFT
+	var have []*adapter.Update
 	out.Tensors = nil
 	for p := range parts {
-		out.Tensors = append(out.Tensors, parts[p].Tensors...)
-	}
-	have, rows, err := present(m, parts, func(v *adapter.Update) int64 {
-		if n := v.Outputs(); n > 0 {
-			return n
+		v := &parts[p]
+		if v.Kind == "" {
+			continue
 		}
-		return m.Parts[indexOf(parts, v)].Rows // changed by inputs alone: any number
-	})
+		if v.Input != out.Input || v.Magnitude.Present() != out.Magnitude.Present() || decomposed && (!all || v.Input) {
+			return nil, nil
+		}
+		have, out.Tensors = append(have, v), append(out.Tensors, v.Tensors...)
+	}
+	if out.Input && (out.Kind == adapter.IA3 || out.Kind == adapter.OFT) { // the rows do not matter
+		if same, err := alike(have, all); !same || err != nil {
+			return nil, err
+		}
+		return &out, nil
+	}
+	_, rows, err := present(m, parts, (*adapter.Update).Outputs)
 	if err != nil {
 		return nil, err
 	}
-	switch u.Kind {
+	ok := true
+	switch out.Kind {
 	case adapter.LoHa:
-		plain := func(a, b func(*adapter.Update) adapter.Factor, scaled bool) (*adapter.Update, error) {
-			low := make([]adapter.Update, len(parts))
-			for p := range parts {
-				if parts[p].Kind == "" {
-					continue
-				}
-				low[p] = adapter.Update{Kind: adapter.LowRank, A: a(&parts[p]), B: b(&parts[p]), Scale: adapter.Scale{Value: 1}}
-				if scaled {
-					low[p].Scale = parts[p].Scale
-				}
-			}
-			return fuse(m, low)
-		}
-		one, err := plain(func(v *adapter.Update) adapter.Factor { return v.A }, func(v *adapter.Update) adapter.Factor { return v.B }, true)
-		if err != nil {
-			return nil, err
-		}
-		two, err := plain(func(v *adapter.Update) adapter.Factor { return v.A2 }, func(v *adapter.Update) adapter.Factor { return v.B2 }, false)
-		if err != nil {
-			return nil, err
-		}
-		out.A, out.B, out.A2, out.B2 = one.A, one.B, two.A, two.B
-		out.Rank, out.Scale = one.Rank, one.Scale
+		err = combineLoHa(&out, m, parts)
 	case adapter.Full:
-		out.Value, out.Scale = e.stacked(m, parts, rows, 0, func(v *adapter.Update) adapter.Factor { return v.Value }), adapter.Scale{Value: 1, Source: "folded"}
+		out.Value, out.Scale = stacked(m, parts, rows, 0, func(v *adapter.Update) adapter.Factor { return scaled(v.Value, v.Scale.Value) }), adapter.Scale{Value: 1, Source: "folded"}
 	case adapter.IA3:
-		if u.Input {
-			if same, err := alike(have, all); !same || err != nil {
-				return nil, err
-			}
-			break
-		}
-		out.Value = e.stacked(m, parts, rows, 1, func(v *adapter.Update) adapter.Factor {
+		out.Value = stacked(m, parts, rows, 1, func(v *adapter.Update) adapter.Factor {
 			f := v.Value
 			f.Rows, f.Cols = f.Rows*f.Cols, 1
 			return f
 		})
 		out.Value.Rows, out.Value.Cols = 1, rows
 	case adapter.OFT:
-		if u.Input {
-			if same, err := alike(have, all); !same || err != nil {
-				return nil, err
-			}
-			break
-		}
-		for _, v := range have {
-			if staged(v.Turn) || v.Turn.Block != u.Turn.Block || v.Outputs()%v.Turn.Block != 0 || v.Magnitude.Present() && !all {
-				return nil, nil
-			}
-		}
-		if !all { // blocks of ones for the others
-			for p := range m.Parts {
-				if _, n, _ := m.Slice(p, rows); n%u.Turn.Block != 0 {
-					return nil, nil
-				}
-			}
-		}
-		out.Turn = u.Turn.Computed()
-		out.Value = e.stackedBlocks(m, parts, rows, out.Turn.Block)
-		if out.Magnitude.Present() {
-			out.Magnitude = magnitudes(have)
-		}
+		ok = combineOFT(&out, m, parts, have, rows)
 	case adapter.GLoRA:
-		if same, err := alike(have, all); !same || err != nil {
-			return nil, err
-		}
-		low := make([]adapter.Update, len(parts))
-		for p, v := range parts {
-			low[p] = v
-			low[p].Kind = adapter.LowRank
-			if v.Scale.Value != u.Scale.Value {
-				return nil, nil
-			}
-		}
-		one, err := fuse(m, low)
-		if err != nil {
-			return nil, err
-		}
-		if one.Rank != u.Rank { // b1 and b2 have one rank with a1 and a2
-			return nil, nil
-		}
-		out.A, out.B = one.A, one.B
+		ok, err = combineGLoRA(&out, m, parts, have, all)
 	default:
-		return nil, nil
+		ok = false
+	}
+	if !ok || err != nil {
+		return nil, err
 	}
 	if decomposed {
 		out.Magnitude = magnitudes(have)
@@ -190,13 +128,67 @@ func (e *encoder) combined(m *naming.DiffusionModule, parts []adapter.Update) (*
 	return &out, nil
 }
 
-func indexOf(parts []adapter.Update, u *adapter.Update) int {
-	for p := range parts {
-		if &parts[p] == u {
-			return p
+// combineLoHa stacks both products of the parts: the rows of a part have its own, and the scales go into the first.
+func combineLoHa(out *adapter.Update, m *naming.DiffusionModule, parts []adapter.Update) error {
+	one, two := make([]adapter.Update, len(parts)), make([]adapter.Update, len(parts))
+	for p, u := range parts {
+		if u.Kind != "" {
+			one[p] = adapter.Update{Kind: adapter.LowRank, A: u.A, B: u.B, Scale: u.Scale}
+			two[p] = adapter.Update{Kind: adapter.LowRank, A: u.A2, B: u.B2, Scale: adapter.Scale{Value: 1}}
 		}
 	}
-	return 0
+	first, err := fuse(m, one)
+	if err != nil {
+		return err
+	}
+	second, err := fuse(m, two)
+	if err != nil {
+		return err
+	}
+	out.A, out.B, out.A2, out.B2 = first.A, first.B, second.A, second.B
+	out.Rank, out.Scale = first.Rank, first.Scale
+	return nil
+}
+
+// combineOFT puts the parts' blocks below one another. It is false where they have other sizes or stages, or do not
+// fill the rows of a part.
+func combineOFT(out *adapter.Update, m *naming.DiffusionModule, parts []adapter.Update, have []*adapter.Update, rows int64) bool {
+	b := out.Turn.Block
+	for p := range m.Parts {
+		if _, n, _ := m.Slice(p, rows); n%b != 0 {
+			return false
+		}
+	}
+	for _, v := range have {
+		if staged(v.Turn) || v.Turn.Block != b || v.Magnitude.Present() && len(have) < len(parts) {
+			return false
+		}
+	}
+	out.Turn, out.Value = out.Turn.Computed(), stackedBlocks(m, parts, rows, b)
+	if out.Magnitude.Present() {
+		out.Magnitude = magnitudes(have)
+	}
+	return true
+}
+
+// combineGLoRA fuses what is added to the weight, where all parts change their inputs in the same way. It is false where
+// they do not, or the ranks of both halves would differ then.
+func combineGLoRA(out *adapter.Update, m *naming.DiffusionModule, parts []adapter.Update, have []*adapter.Update, all bool) (bool, error) {
+	if same, err := alike(have, all); !same || err != nil {
+		return false, err
+	}
+	low := slices.Clone(parts)
+	for p := range low {
+		if low[p].Kind = adapter.LowRank; low[p].Scale.Value != out.Scale.Value {
+			return false, nil
+		}
+	}
+	one, err := fuse(m, low)
+	if err != nil || one.Rank != out.Rank {
+		return false, err
+	}
+	out.A, out.B = one.A, one.B
+	return true, nil
 }
 
 // alike reports whether all parts change their inputs in the same way.
@@ -218,9 +210,8 @@ func alike(have []*adapter.Update, all bool) (bool, error) {
 	return true, nil
 }
 
-// stacked puts the parts' matrices, each times its scale, on top of one another, and rows of one value where a
-// part has none.
-func (e *encoder) stacked(m *naming.DiffusionModule, parts []adapter.Update, rows int64, otherwise float32, of func(*adapter.Update) adapter.Factor) adapter.Factor {
+// stacked puts the parts' matrices on top of one another, and rows of one value where a part has none.
+func stacked(m *naming.DiffusionModule, parts []adapter.Update, rows int64, otherwise float32, of func(*adapter.Update) adapter.Factor) adapter.Factor {
 	var fs []adapter.Factor
 	cols, kind := int64(0), tensor.Invalid
 	for p := range parts {
@@ -231,11 +222,7 @@ func (e *encoder) stacked(m *naming.DiffusionModule, parts []adapter.Update, row
 	}
 	for p := range m.Parts {
 		if parts[p].Kind != "" {
-			f := of(&parts[p])
-			if parts[p].Kind == adapter.Full {
-				f = scaled(f, parts[p].Scale.Value)
-			}
-			fs = append(fs, f)
+			fs = append(fs, of(&parts[p]))
 			continue
 		}
 		_, n, _ := m.Slice(p, rows)
@@ -248,7 +235,7 @@ func (e *encoder) stacked(m *naming.DiffusionModule, parts []adapter.Update, row
 
 // stackedBlocks puts the parts' blocks of rotations below one another, and blocks that turn nothing where a part
 // has none.
-func (e *encoder) stackedBlocks(m *naming.DiffusionModule, parts []adapter.Update, rows, b int64) adapter.Factor {
+func stackedBlocks(m *naming.DiffusionModule, parts []adapter.Update, rows, b int64) adapter.Factor {
 	var fs []adapter.Factor
 	for p := range m.Parts {
 		if parts[p].Kind != "" {
@@ -269,7 +256,7 @@ func (e *encoder) stackedBlocks(m *naming.DiffusionModule, parts []adapter.Updat
 
 // divided reports whether the parts of a fused module are the rows of one Kronecker product, as they are where it
 // was cut: all have the same second matrix.
-func (e *encoder) divided(m *naming.DiffusionModule, parts []adapter.Update) bool {
+func divided(m *naming.DiffusionModule, parts []adapter.Update) bool {
 	if _, _, err := present(m, parts, (*adapter.Update).Outputs); err != nil {
 		return false
 	}
@@ -293,7 +280,7 @@ func (e *encoder) divided(m *naming.DiffusionModule, parts []adapter.Update) boo
 }
 
 // stackKron is the Kronecker product whose first matrix is those of the parts on top of one another.
-func (e *encoder) stackKron(parts []adapter.Update) *adapter.Update {
+func stackKron(parts []adapter.Update) *adapter.Update {
 	out := parts[0]
 	var fulls, bs []adapter.Factor
 	var have []*adapter.Update
