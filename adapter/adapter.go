@@ -8,6 +8,7 @@ package adapter
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/naming"
@@ -37,6 +38,21 @@ type Adapter struct {
 // InvocationTokens is the Metadata key of an activated LoRA's invocation tokens: decimal token ids,
 // separated by commas.
 const InvocationTokens = "alora_invocation_tokens"
+
+// GeneralPrefix begins the Metadata keys that GGUF files have for what an adapter is: general.name,
+// general.license, general.base_model.0.repo_url.
+const GeneralPrefix = "general."
+
+// General is the part of the metadata under those keys.
+func (a *Adapter) General() [][2]string {
+	var out [][2]string
+	for _, m := range a.Metadata {
+		if strings.HasPrefix(m[0], GeneralPrefix) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
 
 // OnClose registers f to run when the adapter is closed.
 func (a *Adapter) OnClose(f func() error) { a.closer = f }

@@ -8,6 +8,7 @@ import (
 	"github.com/loratool/loratool/adapter/geometry"
 	"github.com/loratool/loratool/adapter/gguflora"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
 	"github.com/loratool/loratool/naming"
@@ -25,6 +26,9 @@ type Target struct {
 	DType tensor.DType
 	// AllowUnmatched leaves out, with a warning, what the base has no tensor for, or the dialect no name.
 	AllowUnmatched bool
+	// General are the general.* keys of a GGUF. Without any, those that the adapter's files had, or its folder's
+	// name.
+	General gguf.KVs
 }
 
 // An Output is an encoded adapter: where everything goes, and the tensors that fill the layout's items.
@@ -117,10 +121,15 @@ func beside(l *layout.Layout, configName string, config []byte) *layout.Layout {
 	return l
 }
 
+// fileMetadata is what a safetensors file says beside the tensors.
+func fileMetadata(a *adapter.Adapter) [][2]string {
+	return append([][2]string{{"format", "pt"}}, a.General()...)
+}
+
 // folder lays weights and a configuration out as a folder.
-func (t Target) folder(stem, configName string, config []byte, weights []adapter.Weight) (*Output, error) {
+func (t Target) folder(a *adapter.Adapter, stem, configName string, config []byte, weights []adapter.Weight) (*Output, error) {
 	l, err := safetensors.NewLayout(specsOf(weights), safetensors.Output{
-		Metadata: [][2]string{{"format", "pt"}}, Dir: true, Stem: stem,
+		Metadata: fileMetadata(a), Dir: true, Stem: stem,
 		Extra: []layout.File{safetensors.NewFile(configName, config)},
 	}, layout.Options{Name: t.Name})
 	if err != nil {

@@ -40,7 +40,7 @@ func encodePEFT(a *adapter.Adapter, t Target) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.folder("adapter_model", peft.ConfigName, f.Config, f.Weights)
+	return t.folder(a, "adapter_model", peft.ConfigName, f.Config, f.Weights)
 }
 
 func encodeGGUF(a *adapter.Adapter, t Target) (*Output, error) {
@@ -56,7 +56,7 @@ func encodeGGUF(a *adapter.Adapter, t Target) (*Output, error) {
 		}
 		name = filepath.Base(filepath.Dir(abs))
 	}
-	f, err := gguflora.Encode(a, gguflora.Options{Arch: g.Arch, HP: g.HP, Tied: g.Tied, SkipTied: t.AllowUnmatched, DType: t.DType, Name: gguflora.NameOf(name)})
+	f, err := gguflora.Encode(a, gguflora.Options{Arch: g.Arch, HP: g.HP, Tied: g.Tied, SkipTied: t.AllowUnmatched, DType: t.DType, General: t.General, Name: gguflora.NameOf(name)})
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func encodeMLX(a *adapter.Adapter, t Target) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.folder("adapters", mlx.ConfigName, f.Config, f.Weights)
+	return t.folder(a, "adapters", mlx.ConfigName, f.Config, f.Weights)
 }
 
 func encodeTorchtune(a *adapter.Adapter, t Target) (*Output, error) {
@@ -97,7 +97,7 @@ func encodeTorchtune(a *adapter.Adapter, t Target) (*Output, error) {
 	var l *layout.Layout
 	switch ending := strings.ToLower(filepath.Ext(t.Name)); ending {
 	case ".safetensors":
-		l, err = safetensors.NewLayout(specsOf(f.Weights), safetensors.Output{Metadata: [][2]string{{"format", "pt"}}}, layout.Options{Name: t.Name})
+		l, err = safetensors.NewLayout(specsOf(f.Weights), safetensors.Output{Metadata: fileMetadata(a)}, layout.Options{Name: t.Name})
 	default:
 		name := t.Name
 		if !slices.Contains([]string{".pt", ".pth", ".bin", ".ckpt"}, ending) {
@@ -121,7 +121,7 @@ func encodeOpenVINO(a *adapter.Adapter, t Target) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := safetensors.NewLayout(specsOf(w), safetensors.Output{Metadata: [][2]string{{"format", "pt"}}}, layout.Options{Name: t.Name})
+	l, err := safetensors.NewLayout(specsOf(w), safetensors.Output{Metadata: fileMetadata(a)}, layout.Options{Name: t.Name})
 	if err != nil {
 		return nil, err
 	}

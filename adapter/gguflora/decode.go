@@ -75,13 +75,10 @@ func Decode(m *gguf.Model) (*adapter.Adapter, error) {
 	d := &decoder{file: m.Path(), kvs: m.KVs(), a: &adapter.Adapter{
 		Path: m.Path(), Dialect: "gguf", Space: naming.GGUF, Arch: m.Arch(), Findings: slices.Clone(m.Findings()),
 	}}
-	for _, step := range []func() error{d.kind, d.alpha, d.tokens, func() error { return d.tensors(m.Tensors()) }} {
+	for _, step := range []func() error{d.kind, d.alpha, d.tokens, d.general, func() error { return d.tensors(m.Tensors()) }} {
 		if err := step(); err != nil {
 			return nil, err
 		}
-	}
-	if n, ok := d.kvs.Text(keyName); ok {
-		d.a.Metadata = append(d.a.Metadata, [2]string{keyName, n})
 	}
 	return d.a, nil
 }

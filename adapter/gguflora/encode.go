@@ -27,8 +27,10 @@ type Options struct {
 	SkipTied bool
 	// DType is the type of the factors: F32 (also for Invalid), F16, BF16 or Q8_0.
 	DType tensor.DType
-	// Name is written as general.name; see NameOf.
-	Name string
+	// General are general.* keys. Without any, those of the adapter's own metadata are written, or Name as
+	// general.name; see NameOf.
+	General gguf.KVs
+	Name    string
 }
 
 // A File is a GGUF adapter ready to be written with gguf.NewLayout.
@@ -301,9 +303,14 @@ func (e *encoder) keys() error {
 		{Key: keyType, Value: gguf.Of("adapter")},
 		{Key: keyKind, Value: gguf.Of("lora")},
 	}
-	if e.opt.Name != "" {
-		kvs.Set(keyName, gguf.Of(e.opt.Name))
+	general := e.opt.General
+	if len(general) == 0 {
+		general = generalKeys(e.a)
 	}
+	if len(general) == 0 && e.opt.Name != "" {
+		general.Set(keyName, gguf.Of(e.opt.Name))
+	}
+	kvs = append(kvs, general...)
 	kvs.Set(keyAlpha, gguf.Of(float32(e.alpha)))
 	for _, m := range e.a.Metadata {
 		if m[0] != adapter.InvocationTokens {

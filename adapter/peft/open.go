@@ -102,6 +102,13 @@ func Open(path string, opt Options) (*adapter.Adapter, error) {
 		return nil, err
 	}
 	a.OnClose(w.Close)
+	if m, ok := w.(*safetensors.Model); ok { // which PEFT writes none of
+		for _, kv := range m.Metadata() {
+			if strings.HasPrefix(kv[0], adapter.GeneralPrefix) {
+				a.Metadata = append(a.Metadata, kv)
+			}
+		}
+	}
 	a.Findings = append(a.Findings, w.Findings()...)
 	if both {
 		a.Findings = append(a.Findings, *finding.Warnf("adapter.ambiguous_weights", path, "the folder has %s and %s; the first is used", WeightsName, pickleName))

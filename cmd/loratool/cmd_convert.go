@@ -16,7 +16,9 @@ import (
 	"github.com/loratool/loratool/adapter/lowrank"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/hf/metadata"
 	"github.com/loratool/loratool/tensor"
 	"github.com/loratool/loratool/verify/target"
 )
@@ -99,6 +101,13 @@ func runConvert(t *terminal, c *cli.Context) error {
 		Name: filepath.Base(filepath.Clean(output)), Base: c.String("base"), DType: dtype, AllowUnmatched: c.Bool("allow-unmatched"),
 	}
 	findings := slices.Clone(a.Findings)
+	if to == "gguf" && len(a.General()) == 0 {
+		keys, warnings, err := cardOf(a)
+		if err != nil {
+			return err
+		}
+		place.General, findings = keys, append(findings, warnings...)
+	}
 	a, losses, err := lowered(c, a)
 	if err != nil {
 		return err
@@ -130,6 +139,20 @@ func runConvert(t *terminal, c *cli.Context) error {
 	t.report(findings)
 	fmt.Fprintf(t.text(), "%s: %d tensors written from %d updates\n", finding.Escape(output), len(out.Weights), len(a.Updates))
 	return nil
+}
+
+// cardOf is what the model card in an adapter's folder says.
+func cardOf(a *adapter.Adapter) (gguf.KVs, []finding.Finding, error) {
+	dir := a.Path
+	if !formats.IsFolder(dir) {
+		dir = filepath.Dir(dir)
+	}
+	n := int64(0)
+	for i := range a.Updates {
+		u := &a.Updates[i]
+		n += u.A.Rows*u.A.Cols + u.B.Rows*u.B.Cols
+	}
+	return metadata.Adapter(dir, n)
 }
 
 // lowered is the adapter with low-rank updates only, where a rank or energy was asked for, and one finding
