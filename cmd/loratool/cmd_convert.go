@@ -31,7 +31,8 @@ func convertCommand(t *terminal) *cli.Command {
 		Description: "A Hugging Face model folder to GGUF, byte for byte what llama.cpp's converter writes; a GGUF model back to a folder.\n" +
 			"An adapter to any ecosystem's form, with the same ΔW on the base's tensors; what the form cannot hold is refused. " +
 			"BASE gives the architecture and its geometry: a folder that holds config.json is enough. For ONNX Runtime it is the .onnx model " +
-			"whose inputs the names are fitted to. With --for, what the server will not do with the adapter is said first.\n\n" +
+			"whose inputs the names are fitted to. For torchtune, an output that ends in .pt or .safetensors is that file, with adapter_config.json " +
+			"beside it. With --for, what the server will not do with the adapter is said first.\n\n" +
 			"Exit status: 0 done, 2 could not convert, 4 usage.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "output `PATH`"},
