@@ -26,8 +26,6 @@ type settings struct {
 	Model  string   `json:"model"`
 	// Layers is the name that num_layers had in the versions that multiply the scale by alpha / rank.
 	Layers *float64 `json:"lora_layers"`
-
-	findings []finding.Finding
 }
 
 func readConfig(file string) (*settings, error) {
@@ -48,14 +46,34 @@ func readConfig(file string) (*settings, error) {
 	case c.FineTune != "" && c.FineTune != "lora" && c.FineTune != "dora":
 		return nil, finding.Errorf("adapter.unsupported_feature", file, "fine_tune_type %q is not supported", c.FineTune).Expected(strconv.Quote(c.FineTune), `"lora" or "dora"`)
 	case c.Parameters != nil && (c.Parameters.Scale != nil || c.Parameters.Alpha != nil):
-		if c.Parameters.Alpha != nil && c.Parameters.Scale != nil && c.Layers == nil {
-			c.findings = append(c.findings, *finding.Warnf("adapter.alpha_ignored", file, "lora_parameters has alpha and scale: mlx-lm takes the scale alone, and so does this program"))
-		}
 		return c, nil
 	case c.Alpha != nil:
 		return c, nil
 	}
 	return nil, finding.Errorf("adapter.missing_alpha", file, "neither lora_parameters.scale nor lora_alpha is stated")
+}
+
+// twice compares scale and alpha where a configuration has both: mlx-lm takes the scale alone, Ollama alpha / rank.
+// Checks and merges go by mlx-lm, whose file it is.
+func (c *settings) twice(a *adapter.Adapter, file string) {
+	p := c.Parameters
+	if p == nil || p.Scale == nil || p.Alpha == nil || c.Layers != nil {
+		return
+	}
+	for _, u := range a.Updates {
+		other := *p.Alpha / float64(u.Rank)
+		if math.Abs(other-*p.Scale) <= 1e-6*math.Abs(*p.Scale) {
+			continue
+		}
+		f := finding.Errorf("adapter.alpha_conflict", file, "lora_parameters has a scale, which mlx-lm takes, and an alpha, which gives another one").
+			Expected(fmt.Sprintf("alpha %g / rank %d = %g", *p.Alpha, u.Rank, other), fmt.Sprintf("scale %g", *p.Scale)).Hinted("remove the alpha if the adapter was trained with mlx-lm")
+		f.Module = u.Module
+		a.Doubt = f
+		warning := *f
+		warning.Level = finding.Warning
+		a.Findings = append(a.Findings, warning)
+		return
+	}
 }
 
 // scale is the multiplier of B·A. Early mlx-lm multiplied its scale by alpha / rank; it named the number of

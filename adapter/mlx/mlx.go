@@ -71,7 +71,8 @@ func Open(path string) (*adapter.Adapter, error) {
 		m.Close()
 		return nil, err
 	}
-	a.Findings = append(append(a.Findings, c.findings...), m.Findings()...)
+	a.Findings = append(a.Findings, m.Findings()...)
+	c.twice(a, config)
 	a.OnClose(m.Close)
 	return a, nil
 }

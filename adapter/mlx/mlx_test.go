@@ -169,3 +169,22 @@ func TestEncodeStack(t *testing.T) {
 		t.Errorf("the configuration is\n%s", f.Config)
 	}
 }
+
+// TestAlphaTwice checks configurations with a scale and an alpha, which only early versions of mlx-lm multiplied.
+func TestAlphaTwice(t *testing.T) {
+	for config, conflict := range map[string]bool{
+		`{"num_layers": 16, "lora_parameters": {"rank": 2, "alpha": 16, "scale": 10.0}}`:  true,
+		`{"num_layers": 16, "lora_parameters": {"rank": 2, "alpha": 20, "scale": 10.0}}`:  false,
+		`{"lora_layers": 16, "lora_parameters": {"rank": 2, "alpha": 16, "scale": 10.0}}`: false,
+		`{"num_layers": 16, "lora_parameters": {"rank": 2, "scale": 10.0}}`:               false,
+	} {
+		a, err := Open(folder(t, config, names, [][]int{{3, 2}, {2, 1}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		if (a.Doubt != nil) != conflict || (len(a.Findings) > 0) != conflict || conflict && (a.Findings[0].Code != "adapter.alpha_conflict" || a.Findings[0].Level != finding.Warning) {
+			t.Errorf("%s: doubt %v, findings %v", config, a.Doubt, a.Findings)
+		}
+	}
+}
