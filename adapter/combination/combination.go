@@ -129,9 +129,11 @@ func Of(inputs []Input, opt Options) (*adapter.Adapter, error) {
 	return out, nil
 }
 
-// belongs refuses adapters whose modules are called something else.
+// belongs refuses adapters whose modules are called something else, or whose effect is in doubt.
 func belongs(a, first *adapter.Adapter) error {
 	switch {
+	case a.Doubt != nil:
+		return a.Doubt
 	case a.Space != first.Space:
 		return finding.Errorf("combine.mixed_names", a.Path, "the adapters name their modules in different worlds").
 			Expected(a.Dialect, first.Dialect).Hinted("convert them to one form first")

@@ -318,6 +318,8 @@ func TestRefused(t *testing.T) {
 	gguf.Space = naming.GGUF
 	sd, xl := from(m), from(m)
 	sd.Arch, xl.Arch = "sd15", "sdxl"
+	twice := from(m)
+	twice.Doubt = finding.Errorf("adapter.alpha_conflict", "b", "two alphas")
 	for want, c := range map[string]struct {
 		a, b   *adapter.Adapter
 		method string
@@ -329,6 +331,7 @@ func TestRefused(t *testing.T) {
 		"factors of one rank":     {from(m), from(update("m", 4, 4, 3, 1, 0)), "ties"},
 		"different worlds":        {from(m), gguf, "cat"},
 		"different architectures": {sd, xl, "cat"},
+		"two alphas":              {from(m), twice, "cat"},
 		"not combined by \"mix\"": {from(m), from(m), "mix"},
 	} {
 		_, err := Of([]Input{{c.a, 1}, {c.b, 1}}, Options{Method: c.method})
