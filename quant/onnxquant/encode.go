@@ -155,9 +155,19 @@ func (e *Encoding) scales(first, n int64) (lo, hi int64) {
 type extremes struct{ least, most float32 }
 
 func (x *extremes) add(v []float32) {
+	least, most := x.least, x.most
 	for _, f := range v {
-		x.least, x.most = min(x.least, f), max(x.most, f) // NaN stays
+		if f < least {
+			least = f
+		}
+		if f > most {
+			most = f
+		}
+		if f != f {
+			least, most = f, f // and stays
+		}
 	}
+	x.least, x.most = least, most
 }
 
 // gather adds rows to the ranges of their scales, the first of which is lo.
@@ -270,14 +280,14 @@ func (e *Encoding) putZeros(dst [][]byte, zero []float32, lo int64) error {
 }
 
 func (e *Encoding) putCodes(dst []byte, rows, scales, zero []float32, first, lo int64) {
-	w := e.w
+	w, c := e.w, e.coder()
 	clear(dst)
 	for r := int64(0); r*w.cols < int64(len(rows)); r++ {
 		row, at := rows[r*w.cols:][:w.cols], r*w.stride
 		w.grid.runs((first+r)*w.cols, w.cols, func(g, j, n int64) {
-			code := e.coder(scales[g-lo], zero[g-lo])
+			c.under(scales[g-lo], zero[g-lo])
 			for k, v := range row[j : j+n] {
-				w.coding.put(dst, at+j+int64(k), code(v))
+				w.coding.put(dst, at+j+int64(k), c.code(v))
 			}
 		})
 		if w.rounding == inBlob {

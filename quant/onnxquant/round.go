@@ -58,9 +58,9 @@ func (e *Encoding) scaleOf(x extremes) (scale, zero float32) {
 	case w.zeros.floats:
 		return s, -x.least / s
 	case w.rounding == inRows:
-		return s, clamp(float32(math.RoundToEven(float64(narrow(float32(low)-narrow(x.least/s))))), low, high)
+		return s, clamp(roundEven(narrow(float32(low)-narrow(x.least/s))), low, high)
 	}
-	return s, clamp(float32(math.Round(float64(float32(low)-x.least/s))), low, high)
+	return s, clamp(roundAway(float32(low)-x.least/s), low, high)
 }
 
 func (e *Encoding) sliceScale(x extremes, low, high float64) (scale, zero float32) {
@@ -117,34 +117,73 @@ func (e *Encoding) narrow() func(float32) float32 {
 	}
 }
 
-// coder gives values under a scale and a zero point their codes.
-func (e *Encoding) coder(s, z float32) func(float32) int32 {
+// A coder gives values under a scale and a zero point their codes.
+type coder struct {
+	rounding  rounding
+	s, z      float32
+	inverse   float32 // of the scale, in blocks
+	low, high float32
+	narrow    func(float32) float32 // of inRows
+}
+
+// coder returns the coder for all but the scale and the zero point.
+func (e *Encoding) coder() coder {
 	low, high := e.w.coding.limits()
-	switch e.w.rounding {
+	c := coder{rounding: e.w.rounding, low: float32(low), high: float32(high)}
+	switch c.rounding {
 	case bySlice:
 		if e.symmetric {
-			low = -high
-		}
-		return func(v float32) int32 {
-			return int32(clamp(float32(math.RoundToEven(float64(v/s)))+z, low, high))
+			c.low = -c.high
 		}
 	case inRows:
-		narrow := e.narrow()
-		return func(v float32) int32 {
-			if s == 0 {
-				return int32(z)
-			}
-			return int32(clamp(float32(math.RoundToEven(float64(narrow(narrow(v/s)+z)))), low, high))
-		}
+		c.narrow = e.narrow()
 	}
-	inverse := float32(0)
+	return c
+}
+
+func (c *coder) under(s, z float32) {
+	c.s, c.z, c.inverse = s, z, 0
 	if s != 0 {
-		inverse = max(-math.MaxFloat32, min(math.MaxFloat32, 1/s))
-	}
-	if e.w.rounding == inBlocks {
-		return func(v float32) int32 { return int32(clamp(float32(math.Round(float64(v*inverse)))+z, low, high)) }
-	}
-	return func(v float32) int32 {
-		return int32(clamp(float32(math.Round(float64(float32(v*inverse)+z))), low, high))
+		c.inverse = max(-math.MaxFloat32, min(math.MaxFloat32, 1/s))
 	}
 }
+
+func (c *coder) code(v float32) int32 {
+	var q float32
+	switch c.rounding {
+	case inBlob:
+		q = roundAway(float32(v*c.inverse) + c.z)
+	case inBlocks:
+		q = roundAway(v*c.inverse) + c.z
+	case bySlice:
+		q = roundEven(v/c.s) + c.z
+	default:
+		if c.s == 0 {
+			return int32(c.z)
+		}
+		q = roundEven(c.narrow(c.narrow(v/c.s) + c.z))
+	}
+	if q > c.high {
+		return int32(c.high)
+	}
+	if q >= c.low {
+		return int32(q)
+	}
+	return int32(c.low)
+}
+
+// exact is the magnitude from which float32 numbers are whole.
+const exact = 1 << 23
+
+// roundAway rounds to a whole number, half away from zero: what is left when the number below ½ is added to the
+// magnitude. A sum that reaches the next whole number by its own rounding comes from a half.
+func roundAway(v float32) float32 {
+	const belowHalf = 0x3effffff
+	if v > -exact && v < exact {
+		return float32(int32(v + math.Float32frombits(belowHalf|math.Float32bits(v)&(1<<31))))
+	}
+	return v
+}
+
+// roundEven rounds to a whole number, half to even.
+func roundEven(v float32) float32 { return float32(math.RoundToEven(float64(v))) }
