@@ -68,14 +68,27 @@ func ONNXNames(m *onnx.Model) *naming.ONNXResolver { return naming.NewONNX(onnxG
 // smallInts is the largest integer initializer whose values names are found with (the sizes of a Split).
 const smallInts = 64
 
-// onnxGraph is the plain data that package naming works on.
+// onnxGraph is the plain data that package naming works on: the main graph, then the nodes and initializers of
+// the graphs in its nodes, whose values bear the names of their graphs before their own.
 func onnxGraph(m *onnx.Model) naming.ONNXGraph {
-	var g naming.ONNXGraph
-	main := m.Graph()
-	for _, n := range main.Nodes {
+	g := graphData{m: m}
+	_, g.ByContent = m.Known(0)
+	g.add(m.Graph(), func(name string) string { return name }, false)
+	return g.ONNXGraph
+}
+
+type graphData struct {
+	naming.ONNXGraph
+	m *onnx.Model
+}
+
+// add adds a graph whose values are renamed by a function, and then the graphs in it.
+func (g *graphData) add(of *onnx.Graph, rename func(string) string, inner bool) {
+	var subgraphs []*onnx.Graph
+	for _, n := range of.Nodes {
 		node := naming.ONNXNode{
-			Name: n.Name, Op: n.OpType, Domain: n.Domain, Inputs: n.Inputs, Outputs: n.Outputs,
-			Ints: map[string][]int64{}, Metadata: properties(n.Props),
+			Name: n.Name, Op: n.OpType, Domain: n.Domain, Inputs: mapped(n.Inputs, rename), Outputs: mapped(n.Outputs, rename),
+			Ints: map[string][]int64{}, Metadata: properties(n.Props), Inner: inner,
 		}
 		for _, a := range n.Attrs {
 			if a.Ints != nil {
@@ -83,49 +96,60 @@ func onnxGraph(m *onnx.Model) naming.ONNXGraph {
 			} else {
 				node.Ints[a.Name] = []int64{a.Int}
 			}
+			subgraphs = append(subgraphs, a.Graphs...)
 		}
 		g.Nodes = append(g.Nodes, node)
 	}
-	_, g.ByContent = m.Known(0)
-	tensors := m.Tensors()
-	inner := innerReads(main)
-	for _, i := range main.Initializers {
+	tensors := g.m.Tensors()
+	for _, i := range of.Initializers {
 		t := &tensors[i]
-		init := naming.ONNXInitializer{
-			Name: t.Name, Shape: t.Shape, Ints: smallIntegers(t), Metadata: properties(m.Info(i).Props), Inner: inner[t.Name],
-		}
-		known, _ := m.Known(i)
+		init := naming.ONNXInitializer{Name: t.Name, Shape: t.Shape, Ints: smallIntegers(t), Metadata: properties(g.m.Info(i).Props)}
+		known, _ := g.m.Known(i)
 		for _, k := range known {
 			init.Content = append(init.Content, naming.ONNXContent{Module: k.Module, RowOffset: k.RowOffset, Rows: k.Rows})
 		}
 		g.Initializers = append(g.Initializers, init)
 	}
-	for _, v := range main.Values {
-		g.Values = append(g.Values, naming.ONNXValue{Name: v.Name, Metadata: properties(v.Props)})
+	for _, v := range of.Values {
+		g.Values = append(g.Values, naming.ONNXValue{Name: rename(v.Name), Metadata: properties(v.Props)})
 	}
-	return g
+	for _, sub := range subgraphs {
+		g.add(sub, scoped(g.m, sub, rename), true)
+	}
 }
 
-// innerReads counts, by name, what the nodes of subgraphs read.
-func innerReads(g *onnx.Graph) map[string]int {
-	reads := map[string]int{}
-	var visit func(g *onnx.Graph, inner bool)
-	visit = func(g *onnx.Graph, inner bool) {
-		for _, n := range g.Nodes {
-			for _, in := range n.Inputs {
-				if inner && in != "" {
-					reads[in]++
-				}
-			}
-			for _, a := range n.Attrs {
-				for _, sub := range a.Graphs {
-					visit(sub, true)
-				}
-			}
+// scoped renames the values of a graph in a node: its own bear its name, as its initializers do among a model's
+// tensors; others are those of the graphs around it.
+func scoped(m *onnx.Model, of *onnx.Graph, outer func(string) string) func(string) string {
+	own := map[string]bool{}
+	for _, n := range of.Nodes {
+		for _, v := range n.Outputs {
+			own[v] = true
 		}
 	}
-	visit(g, false)
-	return reads
+	for _, v := range of.Inputs {
+		own[v.Name] = true
+	}
+	for _, i := range of.Initializers {
+		own[m.Info(i).Name] = true
+	}
+	return func(name string) string {
+		switch {
+		case name == "":
+			return ""
+		case own[name]:
+			return of.Scope + "/" + name
+		}
+		return outer(name)
+	}
+}
+
+func mapped(names []string, rename func(string) string) []string {
+	w := make([]string, len(names))
+	for i, n := range names {
+		w[i] = rename(n)
+	}
+	return w
 }
 
 func smallIntegers(t *tensor.Tensor) []int64 {

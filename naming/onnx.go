@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// An ONNXGraph is what the names in an ONNX model are found from. Nodes are those of the main graph,
-// in any order.
+// An ONNXGraph is what the names in an ONNX model are found from: nodes of the main graph first, then those of
+// the graphs in its nodes. The names of values are unique among all of them.
 type ONNXGraph struct {
 	Nodes        []ONNXNode
 	Initializers []ONNXInitializer
@@ -22,6 +22,8 @@ type ONNXNode struct {
 	Inputs, Outputs  []string           // "" for an input that is left out
 	Ints             map[string][]int64 // integer attributes; a single integer is a list of one
 	Metadata         map[string]string  // metadata_props
+	// Inner: the node is in a graph of a node of the main graph (If, Loop, Scan).
+	Inner bool
 }
 
 // An ONNXInitializer is a constant tensor. Ints are the values of a small one-dimensional integer tensor,
@@ -33,9 +35,6 @@ type ONNXInitializer struct {
 	Metadata map[string]string
 	// Content is whose weights the tensor holds, where that was found out from values.
 	Content []ONNXContent
-	// Inner is how many node inputs of subgraphs read the tensor. Which modules these belong to is not
-	// found out.
-	Inner int
 }
 
 // An ONNXContent is a module's weight in an initializer: in Rows of its outputs from RowOffset on, or in all where
@@ -161,11 +160,18 @@ func (r *ONNXResolver) Find(module, param string) ([]Place, error) {
 	}
 	at, rule, why := r.lookup(module, param)
 	if at != nil {
-		p, unusable := r.place(at, rule)
-		if unusable == "" {
-			return []Place{p}, nil
+		var places []Place
+		for _, one := range r.byInitializer(at) {
+			p, unusable := r.place(one, rule)
+			if unusable != "" {
+				places, why = nil, unusable
+				break
+			}
+			places = append(places, p)
 		}
-		why = unusable
+		if places != nil {
+			return places, nil
+		}
 	}
 	if why == "" {
 		if p := r.packed(module, param); p != nil {
@@ -184,7 +190,32 @@ func (r *ONNXResolver) Find(module, param string) ([]Place, error) {
 	return nil, &NotFound{Module: module, Param: param, Reason: why, Nearest: r.near.nearest(join(module, param))}
 }
 
-// lookup finds the bindings of one initializer for a parameter, or says why there is not just one.
+// byInitializer groups bindings.
+func (r *ONNXResolver) byInitializer(at []int) (groups [][]int) {
+	for _, b := range at {
+		i := slices.IndexFunc(groups, func(g []int) bool { return r.bindings[g[0]].init == r.bindings[b].init })
+		if i < 0 {
+			groups, i = append(groups, nil), len(groups)
+		}
+		groups[i] = append(groups[i], b)
+	}
+	return groups
+}
+
+// copies reports whether bindings are of one initializer that several subgraphs hold under the same name, as the
+// branches of an If do.
+func (r *ONNXResolver) copies(at []int) bool {
+	_, own, _ := strings.Cut(r.tensor(at[0]).Name, "/")
+	for _, b := range at {
+		if _, name, _ := strings.Cut(r.tensor(b).Name, "/"); name != own || !r.graph.Nodes[r.bindings[b].node].Inner {
+			return false
+		}
+	}
+	return true
+}
+
+// lookup finds the bindings of one initializer for a parameter, or of its copies in several subgraphs, or says
+// why there is not just one.
 func (r *ONNXResolver) lookup(module, param string) (at []int, rule int, why string) {
 	for rule := range rules {
 		for _, hits := range [][]int{r.exact[rule][module], r.loose[rule][key(module)]} {
@@ -198,7 +229,7 @@ func (r *ONNXResolver) lookup(module, param string) (at []int, rule int, why str
 				continue
 			}
 			for _, b := range found[1:] {
-				if r.bindings[b].init != r.bindings[found[0]].init {
+				if r.bindings[b].init != r.bindings[found[0]].init && !r.copies(found) {
 					return nil, rule, fmt.Sprintf("more than one initializer fits: %q, %q",
 						r.tensor(found[0]).Name, r.tensor(b).Name)
 				}
@@ -232,16 +263,16 @@ func (r *ONNXResolver) place(at []int, rule int) (Place, string) {
 			r.tensor(best).Name, r.graph.Nodes[b.node].Op)
 	}
 	name := r.tensor(best).Name
-	uses := len(r.uses[name]) + r.tensor(best).Inner
+	uses := len(r.uses[name])
 	return Place{Tensor: name, Transposed: b.transposed, Rule: ruleNames[rule], Uses: uses, Node: b.node}, ""
 }
 
 // Readers are the uses of a place's tensor that are known to belong to the place's module: those that do
 // the same with it under the same path. Where there are fewer of them than the place has Uses, changing
-// the tensor changes other modules too. There are none where subgraphs read it.
+// the tensor changes other modules too. There are none where that is so and one of all its uses is in a subgraph.
 func (r *ONNXResolver) Readers(p Place) []Reader {
 	init, ok := r.index[p.Tensor]
-	if !ok || r.graph.Initializers[init].Inner > 0 {
+	if !ok {
 		return nil
 	}
 	var b *binding
@@ -265,6 +296,10 @@ func (r *ONNXResolver) Readers(p Place) []Reader {
 		}
 		seen[o.reader] = true
 		own = append(own, o.reader)
+	}
+	inner := slices.ContainsFunc(r.uses[p.Tensor], func(u use) bool { return r.graph.Nodes[u.node].Inner })
+	if inner && len(own) < len(r.uses[p.Tensor]) {
+		return nil
 	}
 	return own
 }

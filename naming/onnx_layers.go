@@ -10,12 +10,12 @@ type ONNXLayer struct {
 }
 
 // Layers lists the nodes that multiply by a weight, in the order of the nodes. An operator that packs
-// several projections with what follows them (Attention) is not among them.
+// several projections with what follows them (Attention) is not among them, nor is one in a subgraph.
 func (r *ONNXResolver) Layers() []ONNXLayer {
 	var all []ONNXLayer
 	for n := range r.graph.Nodes {
 		at, ok := r.byNode[n]
-		if !ok || r.bindings[at].packed {
+		if !ok || r.bindings[at].packed || r.graph.Nodes[n].Inner {
 			continue
 		}
 		b := &r.bindings[at]

@@ -33,7 +33,7 @@ func (r *ONNXResolver) packed(module, param string) []Place {
 // slice places part number part of the n that the module whole packs.
 func (r *ONNXResolver) slice(whole, param string, part, n int) []Place {
 	at, rule, _ := r.lookup(whole, param)
-	if at == nil {
+	if len(r.byInitializer(at)) != 1 {
 		return nil
 	}
 	p, why := r.place(at, rule)
@@ -58,7 +58,7 @@ func (r *ONNXResolver) parts(parent, param string, parts []string) []Place {
 	first := int64(0)
 	for _, part := range parts {
 		at, rule, _ := r.lookup(join(parent, part), param)
-		if at == nil {
+		if len(r.byInitializer(at)) != 1 {
 			return nil
 		}
 		p, why := r.place(at, rule)
