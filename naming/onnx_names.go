@@ -59,8 +59,8 @@ func rearranges(n ONNXNode, rank int) (transposed, ok bool) {
 // reads says what a node does with a constant of the given rank at one of its inputs, and whether the
 // constant, as stored, is then [in, out].
 func reads(n ONNXNode, input, rank int, transposed bool) (as role, stored, packed bool) {
-	if as, stored, ok := quantizedReads(n, input, transposed); ok {
-		return as, stored, false
+	if as, stored, packed, ok := quantizedReads(n, input, transposed); ok {
+		return as, stored, packed
 	}
 	switch {
 	case rank == 1:

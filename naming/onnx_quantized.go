@@ -11,6 +11,7 @@ var quantizedInputs = map[string]struct {
 	bias   int   // 0 = none
 	turned bool
 	as     role
+	packed bool // q|k|v
 }{
 	"MatMulNBits":           {codes: 1, parts: []int{2, 3, 4}, bias: 5},
 	"MatMulBnb4":            {codes: 1, parts: []int{2}},
@@ -18,6 +19,9 @@ var quantizedInputs = map[string]struct {
 	"MatMulIntegerToFloat":  {codes: 1, parts: []int{2, 3, 4, 5}, bias: 6, turned: true},
 	"DynamicQuantizeMatMul": {codes: 1, parts: []int{2, 3}, bias: 4, turned: true},
 	"QLinearMatMul":         {codes: 3, parts: []int{1, 2, 4, 5, 6, 7}, turned: true},
+	"QGemm":                 {codes: 3, parts: []int{1, 2, 4, 5, 7, 8}, bias: 6, turned: true}, // but for transB
+	"QAttention":            {codes: 1, parts: []int{3, 4, 6, 7}, bias: 2, turned: true, packed: true},
+	"QLinearConv":           {codes: 3, parts: []int{1, 2, 4, 5, 6, 7}, bias: 8, as: conv},
 	"GatherBlockQuantized":  {codes: 0, parts: []int{2, 3}, as: embedding},
 	"DequantizeLinear":      {codes: 0, parts: []int{1, 2}, as: unclear},
 	"QuantizeLinear":        {codes: 0, parts: []int{1, 2}, as: unclear},
@@ -38,12 +42,13 @@ func quantizedPart(n ONNXNode, input int) bool {
 }
 
 // quantizedReads is reads for the operators that hold a quantized weight, whatever the rank of its codes.
-func quantizedReads(n ONNXNode, input int, transposed bool) (as role, stored, ok bool) {
+func quantizedReads(n ONNXNode, input int, transposed bool) (as role, stored, packed, ok bool) {
 	q, known := quantizedInputs[n.Op]
 	if !known || input != q.codes || q.as == unclear {
-		return 0, false, false
+		return 0, false, false, false
 	}
-	return q.as, transposed != q.turned, true
+	turned := q.turned != (n.Op == "QGemm" && one(n.Ints["transB"]) == 1)
+	return q.as, transposed != turned, q.packed, true
 }
 
 // quantizedBias reports whether an input of a node that holds a quantized weight is its bias.

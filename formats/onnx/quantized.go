@@ -17,7 +17,8 @@ type Quantized struct {
 
 // Quantized lists the weights that the main graph's nodes hold quantized, in the order of the nodes:
 // initializers that MatMulNBits, MatMulBnb4, GatherBlockQuantized, DequantizeLinear or an operator with
-// 8-bit products reads as codes. Nothing but shapes is looked at.
+// 8-bit products (MatMulInteger, DynamicQuantizeMatMul, MatMulIntegerToFloat, QLinearMatMul, QLinearConv, QGemm,
+// QAttention) reads as codes. Nothing but shapes is looked at.
 func (m *Model) Quantized() []Quantized {
 	q := quantizedGraph{m: m, index: map[string]int{}, readers: map[string][]int{}}
 	for _, i := range m.graph.Initializers {
@@ -105,6 +106,22 @@ func (q *quantizedGraph) read(n *Node) (w Quantized, found bool) {
 	case n.OpType == "QLinearMatMul":
 		inputs = []int{3, 4, 5}
 		of = q.linear(n, inputs, -1, 0)
+	case n.OpType == "QAttention" && microsoft:
+		inputs = []int{1, 4, 7}
+		of = q.linear(n, inputs, -1, 0)
+	case n.OpType == "QGemm" && microsoft:
+		inputs = []int{3, 4, 5}
+		l := q.linear(n, inputs, -1, 0)
+		if n.Int("transB", 0) != 0 {
+			l.Axis = 0
+		}
+		l.Bound = given(n, 6)
+		of = l
+	case n.OpType == "QLinearConv":
+		inputs = []int{3, 4, 5}
+		l := q.linear(n, inputs, 0, 0)
+		l.Bound = given(n, 8)
+		of = l
 	case n.OpType == "MatMulInteger":
 		inputs = []int{1, -1, 3}
 		l := q.linear(n, []int{1, 1, 3}, -1, 0)

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,6 +136,47 @@ func TestDequantizeLinearNodes(t *testing.T) {
 				t.Errorf("%s: element %d is %v, want %v", filepath.Base(dir), i, a[i], b[i])
 				break
 			}
+		}
+	}
+}
+
+// TestIntegerOperators decodes the weights of operators that compute with integers: by one scale, by outputs,
+// under a bias of integers.
+func TestIntegerOperators(t *testing.T) {
+	attr := func(name string, v int64) []byte { return str(5, text(1, name), num(3, v), num(20, 2)) }
+	ms := text(7, "com.microsoft")
+	codes := func(dims ...int64) []byte { return str(5, proto("w", 3, []byte{1, 2, 0xff, 4, 5, 6}, dims...)) }
+	two, one := str(5, proto("s", 1, []byte{0, 0, 0, 0x3f, 0, 0, 0, 0x40}, 2)), str(5, proto("s", 1, []byte{0, 0, 0, 0x40}))
+	for _, c := range []struct {
+		name   string
+		graph  [][]byte
+		want   []float32
+		stored bool // again
+	}{
+		{"QGemm", [][]byte{str(1, nodeOf("QGemm", []string{"x", "a", "b", "w", "s", "z"}, []string{"y"}, ms)), codes(3, 2), two}, []float32{0.5, 4, -0.5, 8, 2.5, 12}, true},
+		{"QGemm, transposed", [][]byte{str(1, nodeOf("QGemm", []string{"x", "a", "b", "w", "s", ""}, []string{"y"}, ms, attr("transB", 1))), codes(2, 3), two}, []float32{0.5, 1, -0.5, 8, 10, 12}, true},
+		{"QGemm with a bias", [][]byte{str(1, nodeOf("QGemm", []string{"x", "a", "b", "w", "s", "", "c"}, []string{"y"}, ms)), codes(3, 2), one}, []float32{2, 4, -2, 8, 10, 12}, false},
+		{"QAttention", [][]byte{str(1, nodeOf("QAttention", []string{"x", "w", "c", "a", "s"}, []string{"y"}, ms)), codes(2, 3), one}, []float32{2, 4, -2, 8, 10, 12}, true},
+		{"QLinearConv", [][]byte{str(1, nodeOf("QLinearConv", []string{"x", "a", "b", "w", "s", "", "d", "e", "c"}, []string{"y"})), codes(2, 3, 1), two}, []float32{0.5, 1, -0.5, 8, 10, 12}, false},
+	} {
+		graph := c.graph
+		if c.name == "QGemm" {
+			graph = append(graph, str(5, proto("z", 3, []byte{0, 0}, 2)))
+		}
+		m, err := parse(t, modelOf(graph...), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		qs := m.Quantized()
+		if len(qs) != 1 || qs[0].Err != nil {
+			t.Errorf("%s: %+v", c.name, qs)
+			continue
+		}
+		if got := floatsOf(t, qs[0].Weight.Tensor("w", true)); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+		if e, err := qs[0].Weight.Encoding(); (e != nil) != c.stored || err != nil {
+			t.Errorf("%s: an encoding %v, %v", c.name, e != nil, err)
 		}
 	}
 }

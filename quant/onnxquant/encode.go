@@ -28,9 +28,9 @@ type Encoding struct {
 const maxBlock = 16 << 20
 
 // Encoding is how the weight is stored again, or nil where that is not offered: floats, fixed zero points
-// at the end of the range, and scales that are exponents.
+// at the end of the range, scales that are exponents, and scales that a bias depends on.
 func (w *Weight) Encoding() (*Encoding, error) {
-	if w.coding.values != nil || w.Parts[1].DType == tensor.F8E8M0 || w.coding.bits > 8 {
+	if w.bound || w.coding.values != nil || w.Parts[1].DType == tensor.F8E8M0 || w.coding.bits > 8 {
 		return nil, nil
 	}
 	if !w.zeros.stored && !w.coding.signed && w.zeros.constant == 0 {

@@ -66,6 +66,8 @@ func (n NBits) Open() (*Weight, error) {
 type Linear struct {
 	Axis, Block        int64
 	Codes, Scale, Zero *tensor.Tensor
+	// Bound: the node has a bias of integers that are multiples of the scales, so these cannot be changed.
+	Bound bool
 }
 
 // Open is the weight, in the shape of its codes.
@@ -88,7 +90,7 @@ func (n Linear) Open() (*Weight, error) {
 	if err := w.matrix(); err != nil {
 		return nil, err
 	}
-	w.stride, w.rounding = w.cols, bySlice
+	w.stride, w.rounding, w.bound = w.cols, bySlice, n.Bound
 	if err := n.grid(w); err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type Weight struct {
 	grid       grid
 	zeros      zeros
 	rounding   rounding
+	bound      bool // the scales cannot be changed
 }
 
 // Stored reports whether the parts hold a weight already. A weight that is to be made has parts without data.
