@@ -40,8 +40,14 @@ func (s *turned) ReadAt(p []byte, off int64) (int, error) {
 	for done < int64(len(p)) {
 		first, skip := (off+done)/row, (off+done)%row
 		n := min((skip+int64(len(p))-done+row-1)/row, max(1, maxStrip/row), cols-first)
-		if int64(len(out)) < n*row {
-			out, strips = make([]byte, n*row), make([]byte, together*n*s.size)
+		if int64(len(strips)) < together*n*s.size {
+			strips = make([]byte, together*n*s.size)
+		}
+		whole := skip == 0 && n*row <= int64(len(p))-done
+		if whole {
+			out = p[done:][:n*row]
+		} else {
+			out = make([]byte, n*row)
 		}
 		for k := int64(0); k < rows; k += together {
 			b := strips[:min(together, rows-k)*n*s.size]
@@ -52,7 +58,11 @@ func (s *turned) ReadAt(p []byte, off int64) (int, error) {
 			}
 			turn(out[k*s.size:], b, row, n*s.size, s.size)
 		}
-		done += int64(copy(p[done:], out[skip:n*row]))
+		if whole {
+			done += n * row
+		} else {
+			done += int64(copy(p[done:], out[skip:]))
+		}
 	}
 	if short {
 		return int(done), io.EOF
