@@ -74,7 +74,11 @@ func (c *coding) value(b []byte, i int64) float32 {
 
 // put stores code i in b, whose bits there are 0.
 func (c *coding) put(b []byte, i int64, q int32) {
-	if c.bits == 16 {
+	switch c.bits {
+	case 8:
+		b[i] = byte(q)
+		return
+	case 16:
 		b[2*i], b[2*i+1] = byte(q), byte(q>>8)
 		return
 	}

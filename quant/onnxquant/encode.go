@@ -155,25 +155,35 @@ func (e *Encoding) scales(first, n int64) (lo, hi int64) {
 type extremes struct{ least, most float32 }
 
 func (x *extremes) add(v []float32) {
-	least, most := x.least, x.most
+	wide := *x
 	for _, f := range v {
-		if f < least {
-			least = f
-		}
-		if f > most {
-			most = f
-		}
-		if f != f {
-			least, most = f, f // and stays
-		}
+		wide.one(f)
 	}
-	x.least, x.most = least, most
+	*x = wide
+}
+
+func (x *extremes) one(f float32) {
+	if f < x.least {
+		x.least = f
+	}
+	if f > x.most {
+		x.most = f
+	}
+	if f != f {
+		x.least, x.most = f, f // and stays
+	}
 }
 
 // gather adds rows to the ranges of their scales, the first of which is lo.
 func (e *Encoding) gather(to []extremes, rows []float32, first, lo int64) {
 	for r := int64(0); r*e.w.cols < int64(len(rows)); r++ {
 		row := rows[r*e.w.cols:][:e.w.cols]
+		if e.w.grid.byColumns() {
+			for j, f := range row {
+				to[j].one(f)
+			}
+			continue
+		}
 		e.w.grid.runs((first+r)*e.w.cols, e.w.cols, func(g, j, n int64) { to[g-lo].add(row[j : j+n]) })
 	}
 }
@@ -284,6 +294,13 @@ func (e *Encoding) putCodes(dst []byte, rows, scales, zero []float32, first, lo 
 	clear(dst)
 	for r := int64(0); r*w.cols < int64(len(rows)); r++ {
 		row, at := rows[r*w.cols:][:w.cols], r*w.stride
+		if w.grid.byColumns() {
+			for j, v := range row {
+				c.s, c.z = scales[j], zero[j]
+				w.coding.put(dst, at+int64(j), c.code(v))
+			}
+			continue
+		}
 		w.grid.runs((first+r)*w.cols, w.cols, func(g, j, n int64) {
 			c.under(scales[g-lo], zero[g-lo])
 			for k, v := range row[j : j+n] {

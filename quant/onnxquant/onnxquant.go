@@ -50,6 +50,9 @@ type grid struct {
 	count              int64
 }
 
+// byColumns reports whether each element of a row has the scale of its column.
+func (g *grid) byColumns() bool { return !g.one && !g.each && g.inner == 1 }
+
 // of is the scale of element i of the flattened weight.
 func (g *grid) of(i int64) int64 {
 	switch {

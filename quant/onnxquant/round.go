@@ -143,7 +143,7 @@ func (e *Encoding) coder() coder {
 
 func (c *coder) under(s, z float32) {
 	c.s, c.z, c.inverse = s, z, 0
-	if s != 0 {
+	if s != 0 && c.rounding <= inBlocks {
 		c.inverse = max(-math.MaxFloat32, min(math.MaxFloat32, 1/s))
 	}
 }
