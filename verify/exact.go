@@ -219,7 +219,7 @@ func (e *exact) retention() float64 {
 }
 
 // strays reports whether elements that share scales hold another share of the adapter than the type's own rounding
-// leaves of it. Beside coarse types the error of a wrong merge can be as small as that of a right one; its part along
+// leaves of it, and not all of it, as an encoder that takes care may. Beside coarse types the error of a wrong merge can be as small as that of a right one; its part along
 // the adapter is not.
 func (e *exact) strays() bool {
 	if !e.shares || e.delta == 0 || e.ownNoise == 0 || e.unknownImatrix {
@@ -227,7 +227,8 @@ func (e *exact) strays() bool {
 	}
 	// Rounding is independent of the adapter, so its part along it is that of one direction of all.
 	slack := 0.1 + 6*math.Sqrt(max(e.noise, e.ownNoise)/e.delta/float64(e.res.Elements))
-	return math.Abs(e.retention()-e.ownDot/e.delta) > slack
+	alpha := e.retention()
+	return math.Abs(alpha-e.ownDot/e.delta) > slack && math.Abs(alpha-1) > slack
 }
 
 // explain says what a stored weight that is not W + Δ looks like: Δ with another factor, or something else. It parts

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -135,6 +136,9 @@ func (t *terminal) checkAttestation(c *cli.Context, r *verify.Report, path strin
 	found, err := s.Check(c.Context, path)
 	if err != nil {
 		return err
+	}
+	if c.Bool("ignore-unsigned-files") && formats.IsFolder(path) {
+		found = slices.DeleteFunc(found, func(f finding.Finding) bool { return f.Code == "provenance.unexpected_file" })
 	}
 	from := func(role, path string, tensors []tensor.Tensor) error {
 		files, err := attestation.Files(path, tensors)

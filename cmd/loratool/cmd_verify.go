@@ -46,7 +46,7 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.StringFlag{Name: "attest", Usage: "hold the file to `FILE`, an attestation of merge --attest (BASE and ADAPTERs too, where they are given) or a manifest of merge --manifest"},
-			&cli.BoolFlag{Name: "ignore-unsigned-files", Usage: "accept files of a folder that the manifest does not list"},
+			&cli.BoolFlag{Name: "ignore-unsigned-files", Usage: "accept files of a folder that the attestation or manifest does not name"},
 		}, append(reportFlags(), dialectFlags()...)...),
 		Action: func(c *cli.Context) error { return runVerify(t, c) },
 	}
@@ -60,6 +60,9 @@ func runVerify(t *terminal, c *cli.Context) error {
 	paths := c.Args().Slice()
 	if len(paths) == 0 || len(paths) > 1 && c.String("base")+c.String("for") != "" {
 		return usagef("verify takes one path, or several files alone; found %d", len(paths))
+	}
+	if c.Bool("ignore-unsigned-files") && c.String("attest") == "" {
+		return usagef("--ignore-unsigned-files is for --attest")
 	}
 	if len(paths) > 1 && c.String("attest") != "" {
 		return usagef("--attest is about one output, found %d", len(paths))
