@@ -10,6 +10,11 @@ type Reference struct {
 	t       *task
 	frame   adapter.Frame
 	matched *matched // once asked for
+
+	// Buffers of Rows.
+	in           []byte
+	base, merged []float32
+	exact        []float64
 }
 
 // Reference loads the tensor's updates. Close releases them.
@@ -37,16 +42,18 @@ func (r *Reference) Close() {
 }
 
 // Rows returns n rows from first: the source as it is stored, the merged rows in the engine's float32
-// arithmetic, and the same in float64.
+// arithmetic, and the same in float64. They are good until the next call.
 func (r *Reference) Rows(first, n int64) (base, merged []float32, exact []float64, err error) {
-	in := make([]byte, n*r.t.inRow)
+	if values := n * r.frame.Cols; int64(cap(r.base)) < values {
+		r.in, r.base, r.merged, r.exact = make([]byte, n*r.t.inRow), make([]float32, values), make([]float32, values), make([]float64, values)
+	}
+	in := r.in[:n*r.t.inRow]
+	base, merged, exact = r.base[:n*r.frame.Cols], r.merged[:n*r.frame.Cols], r.exact[:n*r.frame.Cols]
 	if _, err := r.t.source.ReadAt(in, first*r.t.inRow); err != nil {
 		return nil, nil, nil, r.t.fault(err)
 	}
-	base = make([]float32, n*r.frame.Cols)
 	r.t.decode.Decode(base, in)
-	merged = append([]float32(nil), base...)
-	exact = make([]float64, len(base))
+	copy(merged, base)
 	for i, w := range base {
 		exact[i] = float64(w)
 	}

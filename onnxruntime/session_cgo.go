@@ -102,6 +102,8 @@ func configure(opts *ort.SessionOptions, p Provider, threads int, trace string) 
 	// By default the CPU provider replaces DequantizeLinear and MatMul by a product with 8-bit activations,
 	// which is 10⁴ times less accurate than what the file says.
 	config := [][2]string{{"session.disable_quant_qdq", "1"}, {"session.set_denormal_as_zero", "0"}}
+	// The threads of several small runs would wait for one another by spinning, on cores that other work needs.
+	config = append(config, [2]string{"session.intra_op.allow_spinning", "0"})
 	if trace != "" {
 		if err := opts.EnableProfiling(filepath.Join(trace, "run")); err != nil {
 			return err

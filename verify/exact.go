@@ -22,6 +22,9 @@ type exact struct {
 
 	unknownImatrix bool // the rows were stored by an importance matrix that is not here
 
+	in  []byte // buffers of rows
+	got []float32
+
 	unit                   float64 // of the histogram, for the rows at hand
 	res                    Exact
 	dot, delta, base       float64
@@ -38,11 +41,13 @@ func (e *exact) rows(first, n int64) error {
 	if err != nil {
 		return err
 	}
-	in := make([]byte, n*e.row)
+	if int64(len(e.in)) < n*e.row {
+		e.in, e.got = make([]byte, n*e.row), make([]float32, n*e.cols)
+	}
+	in, got := e.in[:n*e.row], e.got[:n*e.cols]
 	if _, err := e.stored.ReadAt(in, first*e.row); err != nil {
 		return err
 	}
-	got := make([]float32, n*e.cols)
 	e.codec.Decode(got, in)
 	e.res.Rows += n
 	e.res.Elements += int64(len(got))
@@ -219,8 +224,8 @@ func (e *exact) retention() float64 {
 }
 
 // strays reports whether elements that share scales hold another share of the adapter than the type's own rounding
-// leaves of it, and not all of it, as an encoder that takes care may. Beside coarse types the error of a wrong merge can be as small as that of a right one; its part along
-// the adapter is not.
+// leaves of it, and not all of it, as an encoder that takes care may. Beside coarse types the error of a wrong merge
+// can be as small as that of a right one; its part along the adapter is not.
 func (e *exact) strays() bool {
 	if !e.shares || e.delta == 0 || e.ownNoise == 0 || e.unknownImatrix {
 		return false
