@@ -92,3 +92,22 @@ func TestOutliers(t *testing.T) {
 		}
 	}
 }
+
+// TestStep compares with math.Nextafter, in float32 and float64, and with the definition for small types.
+func TestStep(t *testing.T) {
+	for _, x := range []float64{1, 1.5, -3, 0.02, 1e-30, 1e30, 65504, 6e-8, 0, 1e-310, 1e-320} {
+		f64, f32 := gridOf(tensor.F64), gridOf(tensor.F32)
+		if got, inverse := f64.step(x); got != math.Nextafter(math.Abs(x), math.Inf(1))-math.Abs(x) || got >= 0x1p-1000 && got*inverse != 1 {
+			t.Errorf("F64 around %g: %g, inverse %g", x, got, inverse)
+		}
+		v := math.Abs(float64(float32(x)))
+		if got, inverse := f32.step(v); got != float64(math.Nextafter32(float32(v), float32(math.Inf(1))))-v || got*inverse != 1 {
+			t.Errorf("F32 around %g: %g, inverse %g", v, got, inverse)
+		}
+	}
+	for x, want := range map[float64]float64{1: 0x1p-10, 1.99: 0x1p-10, 2: 0x1p-9, 0x1p-14: 0x1p-24, 0x1p-20: 0x1p-24, 0: 0x1p-24, -4: 0x1p-8} {
+		if got, _ := gridOf(tensor.F16).step(x); got != want {
+			t.Errorf("F16 around %g: %g, expected %g", x, got, want)
+		}
+	}
+}

@@ -103,16 +103,16 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 			}
 			continue
 		}
-		step := g.step(x)
+		step, inverse := g.step(x)
 		slack := 0x1p-21*(math.Abs(w)+math.Abs(x)+8*rms) + subnormal
 		grain += float64(step * step)
-		finer = finer || math.Float32bits(v)&0xffff != 0 || off > bfloat16.step(x)/2+slack
+		finer = finer || math.Float32bits(v)&0xffff != 0 || bfloat16.beyond(x, off, slack)
 		if off <= step/2 {
 			rounded++
 		} else if off > step/2+slack {
 			far++
 		}
-		steps := off / step
+		steps := off * inverse
 		if steps > maxSteps {
 			maxSteps = steps
 		}
@@ -165,7 +165,7 @@ func squaredDistance(got []float32, want []float64) (sum float64) {
 // A grid is the spacing of a float type's values.
 type grid struct {
 	mantissa, low int
-	unit          float64 // 2^-mantissa
+	unit, perUnit float64 // 2^-mantissa, 2^mantissa
 }
 
 // bfloat16 is the type that merges most often go through although they are stored in a finer one.
@@ -174,7 +174,7 @@ var bfloat16 = gridOf(tensor.BF16)
 // gridOf is the grid of a float type: the bits of its mantissa and its smallest normal exponent.
 func gridOf(t tensor.DType) grid {
 	g := mantissaOf(t)
-	g.unit = math.Ldexp(1, -g.mantissa)
+	g.unit, g.perUnit = math.Ldexp(1, -g.mantissa), math.Ldexp(1, g.mantissa)
 	return g
 }
 
@@ -198,13 +198,21 @@ func mantissaOf(t tensor.DType) grid {
 	return grid{mantissa: 23, low: -126}
 }
 
-// step is the distance between neighbouring values around x.
-func (g grid) step(x float64) float64 {
+// step is the distance between neighbouring values around x, a power of two, and its inverse.
+func (g grid) step(x float64) (step, inverse float64) {
 	bits := math.Float64bits(x) & (0x7ff << 52)
-	if e := int(bits>>52) - 1023; e < g.low { // of a subnormal x too small, which low corrects
-		return math.Ldexp(1, g.low-g.mantissa)
+	e := int(bits>>52) - 1023 // of a subnormal x too small, which low corrects
+	if e < g.low || e > 1000 || e < -1000 {
+		step = math.Ldexp(1, max(e, g.low)-g.mantissa)
+		return step, 1 / step
 	}
-	return math.Float64frombits(bits) * g.unit
+	return math.Float64frombits(bits) * g.unit, math.Float64frombits((2046<<52)-bits) * g.perUnit
+}
+
+// beyond reports whether x, rounded to the type, cannot be off away, give or take a slack.
+func (g grid) beyond(x, off, slack float64) bool {
+	step, _ := g.step(x)
+	return off > step/2+slack
 }
 
 // far reports whether rounding alone does not explain what is stored.
