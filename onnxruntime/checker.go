@@ -146,7 +146,8 @@ func (c *Checker) session(k checkGraph) (*session, error) {
 		return s, nil
 	}
 	m := Model{Bytes: k.model()}
-	s, err := c.runtime.open(m, k.inputs(), checkOutputs, "")
+	// One thread: the callers are as many as there are processors, and more of either would wait for one another.
+	s, err := c.runtime.open(m, k.inputs(), checkOutputs, 1, "")
 	if err != nil {
 		return nil, modelError(m, err)
 	}

@@ -142,7 +142,7 @@ func (r *Runtime) load(ctx context.Context, m Model, in, out []string, trace str
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s, err := r.open(m, in, out, trace)
+	s, err := r.open(m, in, out, r.threads, trace)
 	if err != nil {
 		return nil, modelError(m, err)
 	}
@@ -186,11 +186,11 @@ func (s *Session) Close() {
 }
 
 // open makes a session on the runtime's provider.
-func (r *Runtime) open(m Model, in, out []string, trace string) (*session, error) {
+func (r *Runtime) open(m Model, in, out []string, threads int, trace string) (*session, error) {
 	if len(in) == 0 || len(out) == 0 {
 		return nil, fmt.Errorf("a run needs at least one input and one output, found %d and %d", len(in), len(out))
 	}
-	return newSession(m, in, out, r.provider, r.threads, trace)
+	return newSession(m, in, out, r.provider, threads, trace)
 }
 
 func modelError(m Model, err error) error {
