@@ -277,6 +277,9 @@ func checkTable(t *testing.T, table, file string) {
 		a := read(tensors, nil)
 		same(t, adjust(deltas(t, a)), want, 0)
 		for y, other := range dialects {
+			if x == y {
+				continue
+			}
 			var expected []string
 			lost := false
 			for _, r := range rows {
