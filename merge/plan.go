@@ -131,7 +131,9 @@ func (o *Output) Places() []naming.Place { return o.places }
 func (o *Output) Source() tensor.Tensor { return o.source }
 
 // copies reports whether the tensor's bytes are the source's.
-func (o *Output) copies() bool { return len(o.ops) == 0 && o.SourceType == o.Type }
+func (o *Output) copies() bool {
+	return len(o.ops) == 0 && o.SourceType == o.Type && !(o.replaced() && tensor.DType(o.Type) != o.source.DType)
+}
 
 // replaced reports whether the tensor is made from the adapter's instead of the base's.
 func (o *Output) replaced() bool { return len(o.ops) == 0 && len(o.Updates) > 0 }
