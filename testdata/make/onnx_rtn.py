@@ -114,3 +114,18 @@ g = h.make_graph(nodes, "g", [h.make_tensor_value_info("x", T.FLOAT, ["n", 32])]
 m = h.make_model(g, opset_imports=[h.make_opsetid("", 21)], ir_version=10)
 save(m, "graph")
 onnx.save(m, os.path.join(out, "external.onnx"), save_as_external_data=True, location="external.data", size_threshold=1024)
+
+# An adapter for it.
+import json
+from safetensors.numpy import save_file
+
+rng = np.random.default_rng(3)
+w = lambda *s: (rng.standard_normal(s) * 0.15).astype(np.float32)
+t = {}
+for name, o, i in (("fc1", 48, 32), ("fc2", 32, 48), ("down", 24, 32)):
+    t[f"base_model.model.{name}.lora_A.weight"], t[f"base_model.model.{name}.lora_B.weight"] = w(4, i), w(o, 4)
+t["base_model.model.conv.lora_A.weight"], t["base_model.model.conv.lora_B.weight"] = w(4, 2, 3, 3), w(6, 4, 1, 1)
+os.makedirs(os.path.join(out, "adapter"), exist_ok=True)
+save_file(t, os.path.join(out, "adapter", "adapter_model.safetensors"))
+with open(os.path.join(out, "adapter", "adapter_config.json"), "w") as f:
+    json.dump({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["fc1", "fc2", "down", "conv"], "bias": "none"}, f)
