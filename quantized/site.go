@@ -60,7 +60,7 @@ func sites(m *onnx.Model) []*site {
 func (s *site) read(n *onnx.Node, node, input, rank int, vectors map[string]int64) {
 	turned, product, packable := false, false, false
 	switch {
-	case n.Domain != "":
+	case n.Domain != "" || len(n.Outputs) != 1 || n.Inputs[0] == "":
 	case n.OpType == "MatMul" && input == 1 && rank == 2:
 		turned, product, packable = true, true, true
 	case n.OpType == "Gemm" && input == 1 && rank == 2:
@@ -68,7 +68,7 @@ func (s *site) read(n *onnx.Node, node, input, rank int, vectors map[string]int6
 		packable = plainGemm(n, vectors)
 	case n.OpType == "Conv" && input == 1 && rank > 2:
 		product, s.conv = true, true
-	case n.OpType == "Gather" && input == 0 && rank == 2 && n.Int("axis", 0) == 0:
+	case n.OpType == "Gather" && input == 0 && len(n.Inputs) == 2 && rank == 2 && n.Int("axis", 0) == 0:
 		s.gathers = append(s.gathers, node)
 		return
 	}
