@@ -188,14 +188,30 @@ func (f Factor) Padded(rows int64) Factor {
 	return Stacked(f, zeros)
 }
 
-// transpose writes the transpose of a matrix to out and returns it.
+// transpose writes the transpose of a matrix to out and returns it: tile by tile, so that reads and writes stay within
+// the cache lines at hand, and along the longer side first, for lines that lie a power of two apart push one
+// another out.
 func transpose[T float32 | float64](out, v []T, rows, cols int) []T {
-	const tile = 16 // so that reads and writes stay within the cache lines at hand
+	const tile = 16
 	for i0 := 0; i0 < rows; i0 += tile {
+		i1 := min(i0+tile, rows)
 		for j0 := 0; j0 < cols; j0 += tile {
-			for i := i0; i < min(i0+tile, rows); i++ {
-				for j := j0; j < min(j0+tile, cols); j++ {
-					out[j*rows+i] = v[i*cols+j]
+			j1 := min(j0+tile, cols)
+			if rows <= cols {
+				for i := i0; i < i1; i++ {
+					at := j0*rows + i
+					for _, x := range v[i*cols+j0 : i*cols+j1] {
+						out[at] = x
+						at += rows
+					}
+				}
+				continue
+			}
+			for j := j0; j < j1; j++ {
+				line, at := out[j*rows+i0:j*rows+i1], i0*cols+j
+				for k := range line {
+					line[k] = v[at]
+					at += cols
 				}
 			}
 		}
