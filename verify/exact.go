@@ -99,7 +99,7 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 		off = math.Abs(off)
 		if e.shares {
 			if e.unit > 0 {
-				counts[int(min(off*perUnit, errorBins))]++
+				counts[bin(off*perUnit)]++
 			}
 			continue
 		}
@@ -116,13 +116,17 @@ func (e *exact) compare(base []float32, want []float64, got []float32) {
 		if steps > maxSteps {
 			maxSteps = steps
 		}
-		counts[int(min(steps*perUnit, errorBins))]++
+		counts[bin(steps*perUnit)]++
 	}
 	e.dot, e.delta, e.base, e.noise, e.want = e.dot+dot, e.delta+delta, e.base+norm, e.noise+noise, e.want+whole
 	e.grain += grain / 12
 	e.res.Rounded, e.res.Off, e.res.MaxSteps = e.res.Rounded+rounded, e.res.Off+far, max(e.res.MaxSteps, maxSteps)
 	e.equalToBase, e.finer = equal, finer
 }
+
+// bin is the place of a size, which is not negative, in a histogram. Whatever a size that no int holds is converted
+// to, as an unsigned number it is large.
+func bin(size float64) int { return int(min(uint(int(size)), errorBins)) }
 
 // subnormal is what the roundings of an accumulation can add up to where float32 no longer has a relative
 // precision.
