@@ -3,7 +3,7 @@
 GO      ?= go
 BIN     := bin/loratool
 
-.PHONY: build demo test vet runtime gpu-software portable arm64 llamacpp fuzz bench generate clean
+.PHONY: build demo test vet runtime gpu-software portable arm64 llamacpp fuzz fidelity bench generate clean
 
 build:
 	$(GO) build -trimpath -o $(BIN) ./cmd/loratool
@@ -73,6 +73,11 @@ fuzz:
 			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p || exit 1; \
 		done; \
 	done
+
+# Measures anew what merging into quantized bases keeps: docs/fidelity.json, and the table and plot made of it. Needs
+# the texts of the trained model (LORATOOL_CORPUS).
+fidelity:
+	LORATOOL_MEASURE=1 $(GO) test -timeout 60m -run '^TestFidelity$$' -v ./merge
 
 # Kernels, encoders and decoders, the engine, headers, and a whole merge against copying the file.
 bench: build

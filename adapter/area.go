@@ -9,6 +9,11 @@ type area struct {
 	transposed                 bool  // the block stores [in, out]
 }
 
+// Area is the block that the op changes.
+func (a area) Area() Block {
+	return Block{RowOff: a.rowOff, ColOff: a.colOff, Rows: a.rows, Cols: a.cols, Transposed: a.transposed}
+}
+
 // overlap returns the rows [lo, hi) of the block that lie in a slab of n rows from first on.
 func (a area) overlap(n, first int64) (lo, hi int64) {
 	return max(0, first-a.rowOff), min(a.rows, first+n-a.rowOff)

@@ -59,13 +59,20 @@ type Op interface {
 	LowRank() (Product, bool)
 }
 
-// A Product is the low-rank update s·L·R of the block of a stored matrix that begins at row RowOff and
-// column ColOff: L is [Rows, Rank], R is [Rank, Cols], both row-major.
+// A Block is the part of a stored matrix that an op changes. Transposed tells that it stores [in, out].
+type Block struct {
+	RowOff, ColOff int64
+	Rows, Cols     int64
+	Transposed     bool
+}
+
+// A Product is the low-rank update s·L·R of a block: L is [Rows, Rank], R is [Rank, Cols], both row-major. Where
+// the block stores [in, out], L is Aᵀ and R is Bᵀ.
 type Product struct {
-	RowOff, ColOff   int64
-	Rows, Cols, Rank int64
-	L, R             []float32
-	Scale            float32
+	Block
+	Rank  int64
+	L, R  []float32
+	Scale float32
 }
 
 // Bind turns an update into an op on the stored tensor that p names. frame is the tensor's frame. The
@@ -222,7 +229,7 @@ func (b *binding) product() (*product, error) {
 		l, r = in.Transpose(), out.Transpose()
 	}
 	p := &product{left: l, right: r, area: at, delta: b.round.Delta}
-	p.Product = Product{RowOff: at.rowOff, ColOff: at.colOff, Rows: l.Rows, Cols: r.Cols, Rank: l.Cols, Scale: float32(u.Scale.Value)}
+	p.Product = Product{Block: at.Area(), Rank: l.Cols, Scale: float32(u.Scale.Value)}
 	return p, nil
 }
 

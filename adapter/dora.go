@@ -76,6 +76,9 @@ func (d *dora) Release() {
 
 func (d *dora) Columns() bool { return d.byColumn }
 
+// Stretches reports whether all inputs of an output are scaled by one factor.
+func (d *dora) Stretches() bool { return d.byColumn == d.transposed }
+
 // Prepare sums the squares of V by column. The rows come in order, so the sums do not depend on slabs.
 func (d *dora) Prepare(next func() ([]float32, int64, error)) error {
 	d.norms = make([]float64, len(d.m))

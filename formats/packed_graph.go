@@ -60,10 +60,13 @@ func packGraph(m *onnx.Model) (Model, error) {
 		name := m.Tensors()[codes].Name
 		w := &scheme.Weight{Scheme: q.Weight.Scheme, Parts: q.Weight.Parts, Exact: q.Weight.Tensor(name, true)}
 		e, err := q.Weight.Encoding()
+		if err == nil {
+			w.Codes, err = q.Weight.Codes()
+		}
 		if err != nil {
 			return nil, err
 		}
-		if e != nil {
+		if w.Encoding = w.Codes; e != nil {
 			w.Encoding = e
 		}
 		p.weights[name] = w

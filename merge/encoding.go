@@ -10,6 +10,9 @@ import (
 // encoding is how rows of a frame of the output are stored: in the one tensor that it is, or in the parts of
 // a scheme.
 func (o *Output) encoding(cols int64) (scheme.Encoding, error) {
+	if o.Requant == RequantMatch {
+		return o.newMatched(), nil
+	}
 	if o.weight != nil {
 		return o.weight.Encoding, nil
 	}
@@ -18,11 +21,7 @@ func (o *Output) encoding(cols int64) (scheme.Encoding, error) {
 		return nil, err
 	}
 	codec, _ := quant.Of(tensor.DType(o.Type))
-	s := single{out: o, codec: codec, cols: cols, row: row}
-	if o.Requant == RequantMatch {
-		return newMatched(s), nil
-	}
-	return &s, nil
+	return &single{out: o, codec: codec, cols: cols, row: row}, nil
 }
 
 // A single encoding stores rows one after the other in one tensor, each by itself.
@@ -44,6 +43,37 @@ func (e *single) Encode(dst [][]byte, rows []float32, first int64) error {
 }
 
 func (e *single) Decode(rows []float32, src [][]byte, _ int64) { e.codec.Decode(rows, src[0]) }
+
+// Span is a block of the type, which has scales of its own. Columns are not taken apart.
+func (e *single) Span(column bool) (int64, bool) {
+	return int64(e.codec.DType().BlockLen()), !column
+}
+
+// bytes are those of a row.
+func (e *single) bytes(l scheme.Line) []byte { return l.Parts[0][(l.Number-l.First)*e.row:][:e.row] }
+
+func (e *single) ReadGrid(g *quant.Grid, codes []int16, l scheme.Line) error {
+	e.codec.ReadGrid(g, codes, e.bytes(l))
+	return nil
+}
+
+func (e *single) WriteCodes(l scheme.Line, codes []int16) { e.codec.WriteCodes(e.bytes(l), codes) }
+
+// Stretches reports whether the type's scales are floats.
+func (e *single) Stretches(bool) bool { return e.codec.Stretches() }
+
+// Stretch multiplies a row's scales.
+func (e *single) Stretch(l scheme.Line, by float32) { e.codec.Stretch(e.bytes(l), by) }
+
+// PutScales has nothing to put.
+func (e *single) PutScales([][]byte, int64) {}
+
+// CopyScales copies the block with its codes, which are written afterwards.
+func (e *single) CopyScales(dst, src scheme.Line, lo int64) {
+	d := e.codec.DType()
+	at, n := int(lo)/d.BlockLen()*d.BlockBytes(), d.BlockBytes()
+	copy(e.bytes(dst)[at:at+n], e.bytes(src)[at:])
+}
 
 // extents cuts a buffer into the extents of rows in every part of an encoding, and returns their offsets.
 func extents(e scheme.Encoding, first, n int64, buffer *[]byte) (parts [][]byte, offs []int64) {
@@ -91,16 +121,12 @@ func (r *Reference) Rounded(t tensor.DType, w []float32, first int64) (rounded [
 	if e == nil {
 		return nil, false, nil
 	}
-	var buffer []byte
-	parts, _ := extents(e, first, int64(len(w))/r.frame.Cols, &buffer)
-	if err := e.Encode(parts, w, first); err != nil {
+	if rounded, err = stored(e, w, first, r.frame.Cols); err != nil {
 		if f := finding.Of(err); f != nil && f.Tensor == "" {
 			f.Tensor = o.Name
 		}
 		return nil, false, err
 	}
-	rounded = make([]float32, len(w))
-	e.Decode(rounded, parts, first)
 	return rounded, true, nil
 }
 

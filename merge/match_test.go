@@ -13,75 +13,13 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
-	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/trained"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/quant/recipe"
 	"github.com/loratool/loratool/tensor"
 )
-
-var trained = filepath.Join("..", "testdata", "trained")
-
-// trainedFloats is the trained model as a GGUF file in float32.
-func trainedFloats(t *testing.T) formats.Model {
-	t.Helper()
-	h := gguf.Header{KVs: gguf.KVs{
-		{Key: "general.architecture", Value: gguf.Of("llama")}, {Key: "llama.block_count", Value: gguf.Of(uint32(4))},
-		{Key: "llama.attention.head_count", Value: gguf.Of(uint32(8))}, {Key: "llama.attention.head_count_kv", Value: gguf.Of(uint32(4))},
-	}}
-	names := strings.NewReplacer("model.layers.", "blk.", "self_attn.q_proj", "attn_q", "self_attn.k_proj", "attn_k", "self_attn.v_proj", "attn_v",
-		"self_attn.o_proj", "attn_output", "mlp.gate_proj", "ffn_gate", "mlp.up_proj", "ffn_up", "mlp.down_proj", "ffn_down", "model.embed_tokens", "token_embd")
-	var specs []tensor.Spec
-	var data [][]byte
-	for _, x := range open(t, filepath.Join(trained, "base")).Tensors() {
-		if len(x.Shape) != 2 || strings.Contains(x.Name, "lm_head") {
-			continue
-		}
-		raw, err := x.Read()
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, cols := floats(t, x.DType, raw), int(x.Shape[1])
-		name := names.Replace(x.Name)
-		for part, heads := range map[string]int{"attn_q": 8, "attn_k": 4} {
-			if strings.Contains(name, part+".") { // halves of a head are interleaved
-				w, d := make([]float32, len(v)), int(x.Shape[0])/heads
-				for i := range int(x.Shape[0]) {
-					head, j := i/d, i%d
-					copy(w[(head*d+j%(d/2)*2+j/(d/2))*cols:][:cols], v[i*cols:])
-				}
-				v = w
-			}
-		}
-		specs = append(specs, tensor.Spec{Name: name, DType: tensor.F32, Shape: x.Shape})
-		data = append(data, bits(v))
-	}
-	return ggufFile(t, h, specs, data)
-}
-
-// ggufFile writes a model and opens it.
-func ggufFile(t *testing.T, h gguf.Header, specs []tensor.Spec, data [][]byte) formats.Model {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "base.gguf")
-	l, err := gguf.NewLayout(h, specs, layout.Options{Name: "base.gguf"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := layout.Create(path, l, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Abort()
-	for i, b := range data {
-		if err := w.WriteAt(i, b, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	return open(t, path)
-}
 
 // pure stores every tensor in one type.
 func pure(t *testing.T, name string) *merge.Quantization {
@@ -118,8 +56,8 @@ func relative(t testing.TB, specs map[string]tensor.Spec, data map[string][]byte
 // TestMatchTrained merges a trained adapter into quantized bases of its model. Matched rounding keeps it in
 // every module; rounding to the nearest loses most of it where the steps are wide.
 func TestMatchTrained(t *testing.T) {
-	adapters := []merge.Input{input(t, filepath.Join(trained, "adapters", "python-r8-small"), 1, dialect.Options{})}
-	floats := trainedFloats(t)
+	adapters := []merge.Input{input(t, trained.Adapter(t), 1, dialect.Options{})}
+	floats := trained.GGUF(t)
 	_, want, _ := merged(t, floats, adapters, merge.Options{}, merge.RunOptions{})
 	for _, c := range []struct {
 		recipe  string
@@ -187,7 +125,7 @@ func lowRank(module string, out, in, rank int64, size float32, seed uint32) adap
 func TestMatchStacked(t *testing.T) {
 	const rows, cols, experts = 16, 512, 3
 	v := noise(experts*rows*cols, 1)
-	base := quantizedTo(t, ggufFile(t, gguf.Header{KVs: gguf.KVs{
+	base := quantizedTo(t, trained.GGUFFile(t, gguf.Header{KVs: gguf.KVs{
 		{Key: "general.architecture", Value: gguf.Of("llama")}, {Key: "llama.block_count", Value: gguf.Of(uint32(1))},
 		{Key: "llama.attention.head_count", Value: gguf.Of(uint32(2))}, {Key: "llama.expert_count", Value: gguf.Of(uint32(experts))},
 	}}, []tensor.Spec{
@@ -252,6 +190,84 @@ func TestMatchStacked(t *testing.T) {
 	}
 }
 
+// TestMatchKinds gives the trained adapter other forms, and merges those: what a magnitude scales goes into the scales
+// of a row, and a difference without factors has the directions that hold most of it.
+func TestMatchKinds(t *testing.T) {
+	in := input(t, trained.Adapter(t), 1, dialect.Options{})
+	weights := trained.Weights(t)
+	form := func(change func(u *adapter.Update, w, sum []float32)) []merge.Input {
+		a := *in.Adapter
+		a.Updates = slices.Clone(a.Updates)
+		for i := range a.Updates {
+			u := &a.Updates[i]
+			down, _ := u.A.Load()
+			up, _ := u.B.Load()
+			w := weights[u.Module+".weight"]
+			sum := slices.Clone(w)
+			kernel.NewLowRank(up, down, int(u.B.Rows), int(u.A.Cols), u.Rank, float32(u.Scale.Value)).Apply(sum, int(u.A.Cols), 0, int(u.B.Rows))
+			change(u, w, sum)
+		}
+		return []merge.Input{{Adapter: &a, Scale: 1}}
+	}
+	base := quantizedTo(t, trained.GGUF(t), "Q4_0")
+	for _, c := range []struct {
+		name string
+		in   []merge.Input
+	}{
+		{"DoRA", form(func(u *adapter.Update, _, sum []float32) {
+			m, r := make([]float32, u.B.Rows), noise(int(u.B.Rows), 3)
+			for i := range m {
+				var square float64
+				for _, x := range sum[int64(i)*u.A.Cols:][:u.A.Cols] {
+					square += float64(x) * float64(x)
+				}
+				m[i] = float32(math.Sqrt(square)) * (1 + 0.02*r[i]*0x1p6)
+			}
+			u.Kind, u.Magnitude = adapter.DoRA, adapter.FromValues(u.B.Rows, 1, m)
+		})},
+		{"full difference", form(func(u *adapter.Update, w, sum []float32) {
+			for i := range sum {
+				sum[i] -= w[i]
+			}
+			u.Kind, u.Value, u.Scale = adapter.Full, adapter.FromValues(u.B.Rows, u.A.Cols, sum), adapter.Scale{Value: 1}
+			u.A, u.B, u.Rank = adapter.Factor{}, adapter.Factor{}, 0
+		})},
+		{"GLoRA", form(func(u *adapter.Update, _, _ []float32) {
+			a2, b2 := noise(int(2*u.A.Cols), 4), noise(int(2*u.A.Cols), 5)
+			u.Kind, u.A2, u.B2 = adapter.GLoRA, adapter.FromValues(2, u.A.Cols, a2), adapter.FromValues(u.A.Cols, 2, b2)
+		})},
+	} {
+		_, _, stats := merged(t, base, c.in, merge.Options{}, merge.RunOptions{})
+		sum, worst, nearest := 0.0, 1.0, 0.0
+		for _, s := range stats {
+			sum += s.Retention / 28
+			worst = min(worst, s.Retention)
+			nearest += s.Nearest.Retention / 28
+		}
+		t.Logf("%s: α %.4f, worst %.4f; nearest %.4f", c.name, sum, worst, nearest)
+		_, err := merge.NewPlan(base, c.in, merge.Options{Resolve: merge.Resolvers(base), Requant: merge.RequantMatch})
+		if f := finding.Of(err); (f != nil) != (c.name == "full difference") || f != nil && !strings.Contains(f.Message, "more directions") {
+			t.Errorf("%s: matching alone gives %v", c.name, err)
+		}
+		if len(stats) != 28 || math.Abs(sum-1) > 0.02 || worst < 0.95 || nearest > 0.5 {
+			t.Errorf("%s: %d modules, α %.4f, worst %.4f, nearest %.4f", c.name, len(stats), sum, worst, nearest)
+		}
+	}
+}
+
+// ofKind is an update of another kind with the factors of a low-rank one.
+func ofKind(module string, out, in int64, kind adapter.Kind) adapter.Update {
+	u := lowRank(module, out, in, 4, 0.02, 1)
+	if u.Kind = kind; kind == adapter.DoRA {
+		m := make([]float32, out)
+		for i := range m {
+			m[i] = 1
+		}
+		u.Magnitude = adapter.FromValues(out, 1, m)
+	}
+	return u
+}
+
 // TestMatchRefused asks for matched rounding where it cannot be done.
 func TestMatchRefused(t *testing.T) {
 	const rows, cols = 16, 256
@@ -265,6 +281,8 @@ func TestMatchRefused(t *testing.T) {
 	}{
 		"codes of several elements": {"IQ3_S", lowRank(q, rows, cols, 4, 0.02, 1), "several elements share"},
 		"rank of half a row":        {"Q4_0", lowRank(q, rows, cols, 129, 0.02, 1), "too short"},
+		"magnitudes on exponents":   {"MXFP4", ofKind(q, rows, cols, adapter.DoRA), "too coarse"},
+		"products with the weight":  {"Q4_0", ofKind(q, rows, cols, adapter.HiRA), "kind hira has no directions"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			base := quantizedTo(t, floats, c.base)

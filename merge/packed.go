@@ -77,8 +77,8 @@ func (p *planner) keepPacked(out *Output) {
 		fail("merge.unsupported_type", "the base stores this tensor as %s, which an ONNX graph computes with, so it is not changed", out.stored())
 	case p.opt.RefuseRequant:
 		fail("merge.requantize", "the base stores this tensor as %s, and --requant refuse was given", out.stored())
-	case p.opt.Requant == RequantMatch:
-		fail("merge.requantize", "the base stores this tensor as %s, which is rounded to the nearest only", out.stored())
+	default:
+		p.chooseRequant(out, hint)
 	}
 }
 

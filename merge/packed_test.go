@@ -160,11 +160,17 @@ func packMXFP4(_ *testing.T, f *folder, stem string, w []float32, out, in int64)
 	return decoded
 }
 
-// packed writes the tiny llama packed, and its decoded twin in float32. A runtime scale is beside the weights.
+// write writes the tiny llama.
 func (p packing) write(t *testing.T) (quantized, float string) {
 	t.Helper()
+	return p.writeOf(t, filepath.Join(tiny, "base"))
+}
+
+// writeOf writes a model packed, and its decoded twin in float32. A runtime scale is beside the weights.
+func (p packing) writeOf(t *testing.T, model string) (quantized, float string) {
+	t.Helper()
 	var q, f folder
-	for _, x := range open(t, filepath.Join(tiny, "base")).Tensors() {
+	for _, x := range open(t, model).Tensors() {
 		b, err := x.Read()
 		if err != nil {
 			t.Fatal(err)
@@ -178,7 +184,7 @@ func (p packing) write(t *testing.T) (quantized, float string) {
 		f.add(x.Name, x.DType, b, x.Shape...)
 	}
 	q.add("model.layers.0.self_attn.k_scale", tensor.F32, encode(t, tensor.F32, []float32{.5}))
-	config, err := os.ReadFile(filepath.Join(tiny, "base", "config.json"))
+	config, err := os.ReadFile(filepath.Join(model, "config.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,10 +195,15 @@ func (p packing) write(t *testing.T) (quantized, float string) {
 
 func packedModel(t *testing.T, path string) *formats.Packed { return decode(t, path).Packed() }
 
-// keep merges into a new folder.
+// keep merges into a new folder, to the nearest codes.
 func keep(t *testing.T, base *formats.Packed, in []merge.Input, run merge.RunOptions) (out string, plan *merge.Plan, stats []merge.Stats) {
 	t.Helper()
-	plan, err := merge.NewPlan(base, in, merge.Options{Resolve: merge.Resolvers(base)})
+	return keepBy(t, base, in, merge.RequantNearest, run)
+}
+
+func keepBy(t *testing.T, base *formats.Packed, in []merge.Input, how merge.Requant, run merge.RunOptions) (out string, plan *merge.Plan, stats []merge.Stats) {
+	t.Helper()
+	plan, err := merge.NewPlan(base, in, merge.Options{Resolve: merge.Resolvers(base), Requant: how})
 	if err != nil {
 		t.Fatal(err)
 	}

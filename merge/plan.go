@@ -49,6 +49,8 @@ type Options struct {
 	Requant Requant
 	// RefuseRequant makes an update of a quantized tensor that keeps its type an error.
 	RefuseRequant bool
+	// Calibration, where set, weighs what is measured of its modules.
+	Calibration Calibration
 	// AllowUnmatched turns updates without a tensor in the base from errors into warnings.
 	AllowUnmatched bool
 	// Compat reproduces the roundings of a peer.
@@ -105,7 +107,10 @@ type Output struct {
 	source tensor.Tensor
 	frame  adapter.Frame
 	ops    []adapter.Op
-	places []naming.Place
+	bound  []adapter.Update // of each op
+
+	calibration Calibration
+	places      []naming.Place
 
 	importance []float32 // of the columns of each matrix, one after the other; nil for none
 	finite     bool      // values that are not finite are refused

@@ -236,7 +236,14 @@ func (p *planner) bindOne(out *Output, b bound) error {
 		out.source = tensor.Tensor{Spec: tensor.Spec{Name: out.Name, DType: st.DType, Shape: out.Shape}, Src: st.Src, Off: st.Off, Size: st.Size}
 		return nil
 	}
-	out.ops = append(out.ops, op)
+	out.ops, out.bound, out.calibration = append(out.ops, op), append(out.bound, u), p.opt.Calibration
+	inputs := out.area(len(out.ops) - 1).Cols
+	if out.area(len(out.ops) - 1).Transposed {
+		inputs = out.area(len(out.ops) - 1).Rows
+	}
+	if f := p.opt.Calibration.check(u.Module, inputs, out.source.Spec); f != nil {
+		return f
+	}
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/gguf"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/trained"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/quant/imatrix"
@@ -56,30 +57,11 @@ func llamaFile(t testing.TB, tensors []plain) formats.Model {
 		{Key: "llama.block_count", Value: gguf.Of(uint32(1))}, {Key: "llama.attention.head_count", Value: gguf.Of(uint32(2))},
 	}}
 	specs := make([]tensor.Spec, len(tensors))
+	data := make([][]byte, len(tensors))
 	for i, x := range tensors {
-		specs[i] = tensor.Spec{Name: x.name, DType: tensor.F32, Shape: x.shape}
+		specs[i], data[i] = tensor.Spec{Name: x.name, DType: tensor.F32, Shape: x.shape}, bits(x.values)
 	}
-	path := filepath.Join(t.TempDir(), "base.gguf")
-	l, err := gguf.NewLayout(h, specs, layout.Options{Name: "base.gguf"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := layout.Create(path, l, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Abort()
-	for i, x := range tensors {
-		if err := w.WriteAt(i, bits(x.values), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	m := open(t, path)
-	t.Cleanup(func() { m.Close() })
-	return m
+	return trained.GGUFFile(t, h, specs, data)
 }
 
 // importances writes a legacy importance matrix and opens it.

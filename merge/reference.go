@@ -1,15 +1,20 @@
 package merge
 
 import (
+	"sync"
+
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/quant"
+	"github.com/loratool/loratool/quant/scheme"
 )
 
 // A Reference recomputes rows of an updated tensor from the plan's inputs, for checks.
 type Reference struct {
-	t       *task
-	frame   adapter.Frame
-	matched *matched // once asked for
+	t     *task
+	frame adapter.Frame
+
+	matching sync.Mutex
+	matched  scheme.Encoding // once asked for
 
 	// Buffers of Rows.
 	in           []byte

@@ -119,8 +119,12 @@ type buffers struct {
 	dst          [][]byte
 	w0, w1, back []float32
 
-	nearest     []byte // a row as it would have been without matched rounding
+	nearest     []byte // rows as they would have been without matched rounding
 	nearestBack []float32
+	nearestOf   *task
+	nearestAt   int64
+
+	change, kept []float64 // of a row, that calibration weighs
 }
 
 func grow[T any](b *[]T, n int64) []T {

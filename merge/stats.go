@@ -19,6 +19,9 @@ type Stats struct {
 	Changed   float64 `json:"changed"`   // share of elements whose stored value differs from the base
 	NoEffect  bool    `json:"no_effect"` // Δ is zero
 
+	// Calibrated is the retention weighed with the inputs that a calibration has of the module.
+	Calibrated *float64 `json:"retention_calibrated,omitempty"`
+
 	// Of tensors stored by matched rounding: what rounding to the nearest would have made of them.
 	Nearest *Nearest `json:"nearest,omitempty"`
 }
@@ -35,6 +38,8 @@ type sums struct {
 	changed, n                     int64
 
 	nearestDot, nearestNoise float64 // of matched tensors
+
+	calibratedDot, calibratedSize float64
 }
 
 // add counts rows: w0 is the base, w1 the updated weight, back what the stored bytes decode to.
@@ -111,6 +116,8 @@ func (t *task) total() (all sums) {
 		all.n += s.n
 		all.nearestDot += s.nearestDot
 		all.nearestNoise += s.nearestNoise
+		all.calibratedDot += s.calibratedDot
+		all.calibratedSize += s.calibratedSize
 	}
 	return all
 }
@@ -146,6 +153,10 @@ func (t *task) stats() Stats {
 		}
 		r.Noise = math.Sqrt(all.noise / all.delta)
 		r.Changed = float64(all.changed) / float64(all.n)
+		if all.calibratedSize > 0 {
+			x := all.calibratedDot / all.calibratedSize
+			r.Calibrated = &x
+		}
 		if t.out.Requant == RequantMatch {
 			r.Nearest = &Nearest{Retention: all.nearestDot / all.delta, Noise: math.Sqrt(all.nearestNoise / all.delta)}
 		}

@@ -147,6 +147,7 @@ func (t *task) run(slab int64, b *buffers, w Writer) (int64, error) {
 		for _, op := range t.out.ops {
 			op.Release()
 		}
+		t.encode = nil // with what it holds
 	}
 	return written, nil
 }
@@ -218,6 +219,7 @@ func (t *task) measure(w []float32, src []byte, out [][]byte, offs []int64, firs
 	dst := grow(&b.dst, int64(len(out)))
 	within(dst, t.encode, out, offs, first, rows)
 	t.encode.Decode(back, dst, first)
+	block := w
 	for i := skip; i < rows; i += t.sample {
 		w, back := w[i*cols:][:cols], back[i*cols:][:cols]
 		if len(t.out.ops) == 0 {
@@ -226,7 +228,8 @@ func (t *task) measure(w []float32, src []byte, out [][]byte, offs []int64, firs
 		}
 		t.decode.Decode(base, src[i*t.inRow:(i+1)*t.inRow])
 		s.add(base, w, back)
-		t.measureNearest(base, w, first+i, b, s)
+		t.measureNearest(base, block, first, first+i, b, s)
+		t.measureCalibrated(base, w, back, first+i, b, s)
 	}
 }
 
@@ -320,12 +323,19 @@ func (t *task) prepare() error {
 				}
 			}
 		}
-		if t.encode != nil {
-			t.err = t.encode.Measure(t.reader(t.out.ops))
+		switch e := t.encode.(type) {
+		case nil:
+		case *matchedColumns:
+			t.err = e.round(t.pass)
+		default:
+			t.err = e.Measure(t.reader(t.out.ops))
 		}
 	})
 	return t.err
 }
+
+// pass begins to hand out all updated rows.
+func (t *task) pass() func() ([]float32, int64, error) { return t.reader(t.out.ops) }
 
 // reader hands out all rows in order with some ops applied.
 func (t *task) reader(ops []adapter.Op) func() ([]float32, int64, error) {

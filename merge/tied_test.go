@@ -108,7 +108,7 @@ func TestTiedPolicies(t *testing.T) {
 }
 
 // writePlan runs a plan into a file or folder.
-func writePlan(t *testing.T, plan *merge.Plan, base formats.Writable, out string) {
+func writePlan(t *testing.T, plan *merge.Plan, base formats.Writable, out string) []merge.Stats {
 	t.Helper()
 	l, err := plan.Layout(base, out, layout.Options{})
 	if err != nil {
@@ -119,10 +119,12 @@ func writePlan(t *testing.T, plan *merge.Plan, base formats.Writable, out string
 		t.Fatal(err)
 	}
 	defer w.Abort()
-	if _, err := merge.Run(context.Background(), plan, l, w, merge.RunOptions{}); err != nil {
+	stats, err := merge.Run(context.Background(), plan, l, w, merge.RunOptions{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Commit(); err != nil {
 		t.Fatal(err)
 	}
+	return stats
 }

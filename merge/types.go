@@ -96,6 +96,6 @@ func (p *planner) chooseType(out *Output) {
 		p.fail(finding.Errorf("merge.requantize", p.base.Path(), "the base stores this tensor as %s, and --requant refuse was given", source).In(out.Name).
 			Hinted("--dtype f16 stores updated tensors in float16"))
 	default:
-		p.chooseRequant(out)
+		p.chooseRequant(out, "--dtype f16 stores updated tensors in float16")
 	}
 }

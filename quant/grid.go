@@ -79,8 +79,8 @@ func (g *Grid) SquaredError(x []float32, codes []int16, lo, hi int) (sum float64
 	return sum
 }
 
-// resize makes room for n elements.
-func (g *Grid) resize(n int) {
+// Resize makes room for n elements.
+func (g *Grid) Resize(n int) {
 	if cap(g.Step) < n || cap(g.Off) < n {
 		g.Step, g.Off = make([]float32, n), make([]float32, n)
 	}
@@ -99,7 +99,7 @@ func (c Codec) ReadGrid(g *Grid, codes []int16, src []byte) {
 		panic("quant: " + err.Error())
 	}
 	t := grids[c.dtype]
-	g.resize(len(codes))
+	g.Resize(len(codes))
 	g.Levels, g.Uniform = t.levels, t.uniform
 	n, size := c.dtype.BlockLen(), c.dtype.BlockBytes()
 	for i := 0; i < len(codes); i += n {
@@ -126,6 +126,23 @@ func (c Codec) WriteCodes(dst []byte, codes []int16) {
 			}
 		}
 		dst = dst[size:]
+	}
+}
+
+// Stretches reports whether the scales of the type's blocks are float16 numbers, so that Stretch works.
+func (c Codec) Stretches() bool { return c.HasGrid() && grids[c.dtype].float16s != nil }
+
+// Stretch multiplies the scales and minima of whole blocks by a factor, as near as float16 holds them. Those that
+// would overflow stay.
+func (c Codec) Stretch(dst []byte, by float32) {
+	t, size := grids[c.dtype], c.dtype.BlockBytes()
+	for ; len(dst) > 0; dst = dst[size:] {
+		for _, at := range t.float16s {
+			old := [2]byte(dst[at:])
+			if !putHalf(dst[at:], float32(half(dst[at:])*by)) {
+				copy(dst[at:], old[:])
+			}
+		}
 	}
 }
 
@@ -157,14 +174,15 @@ func (p *place) put(b []byte, v byte) {
 
 // A gridType says how a type keeps steps and codes.
 type gridType struct {
-	levels  []float32
-	uniform bool
-	steps   func(step, off []float32, b []byte)
-	place   func(k int) place
-	table   []place // of place, made once
-	order   []int16 // index of the level of a stored code, where they are not in order
-	stored  []byte  // the stored code of a level then
-	flip    byte    // else exclusive-or of the stored code gives the index
+	levels   []float32
+	uniform  bool
+	steps    func(step, off []float32, b []byte)
+	float16s []int // where a block has its scale, and its minimum, as float16; nil where they are coarser
+	place    func(k int) place
+	table    []place // of place, made once
+	order    []int16 // index of the level of a stored code, where they are not in order
+	stored   []byte  // the stored code of a level then
+	flip     byte    // else exclusive-or of the stored code gives the index
 }
 
 func (t *gridType) code(raw byte) int16 {
@@ -217,29 +235,29 @@ func fives(word int) func(int) place {
 }
 
 var grids = [...]*gridType{
-	tensor.Q4_0: {levels: consecutive(-8, 16), uniform: true, steps: scaled, place: halves(2, 32)},
-	tensor.Q4_1: {levels: consecutive(0, 16), uniform: true, steps: raised, place: halves(4, 32)},
-	tensor.Q5_0: {levels: consecutive(-16, 32), uniform: true, steps: scaled, place: fives(2)},
-	tensor.Q5_1: {levels: consecutive(0, 32), uniform: true, steps: raised, place: fives(4)},
-	tensor.Q8_0: {levels: consecutive(-128, 256), uniform: true, steps: scaled, flip: 0x80,
+	tensor.Q4_0: {levels: consecutive(-8, 16), uniform: true, float16s: []int{0}, steps: scaled, place: halves(2, 32)},
+	tensor.Q4_1: {levels: consecutive(0, 16), uniform: true, float16s: []int{0, 2}, steps: raised, place: halves(4, 32)},
+	tensor.Q5_0: {levels: consecutive(-16, 32), uniform: true, float16s: []int{0}, steps: scaled, place: fives(2)},
+	tensor.Q5_1: {levels: consecutive(0, 32), uniform: true, float16s: []int{0, 2}, steps: raised, place: fives(4)},
+	tensor.Q8_0: {levels: consecutive(-128, 256), uniform: true, float16s: []int{0}, steps: scaled, flip: 0x80,
 		place: func(k int) place { return place{at: 2 + k, bits: 8} }},
-	tensor.Q2_K: {levels: consecutive(0, 4), uniform: true, steps: stepsQ2_K, place: func(k int) place {
+	tensor.Q2_K: {levels: consecutive(0, 4), uniform: true, float16s: []int{80, 82}, steps: stepsQ2_K, place: func(k int) place {
 		return place{at: 16 + k/128*32 + k%32, shift: k % 128 / 32 * 2, bits: 2}
 	}},
-	tensor.Q3_K: {levels: consecutive(-4, 8), uniform: true, steps: stepsQ3_K, place: func(k int) place {
+	tensor.Q3_K: {levels: consecutive(-4, 8), uniform: true, float16s: []int{108}, steps: stepsQ3_K, place: func(k int) place {
 		return place{at: 32 + k/128*32 + k%32, shift: k % 128 / 32 * 2, bits: 2, highAt: k % 32, highShift: k / 32, highBits: 1}
 	}},
-	tensor.Q4_K: {levels: consecutive(0, 16), uniform: true, steps: stepsQ4_K, place: func(k int) place {
+	tensor.Q4_K: {levels: consecutive(0, 16), uniform: true, float16s: []int{0, 2}, steps: stepsQ4_K, place: func(k int) place {
 		return place{at: 16 + k/64*32 + k%32, shift: k / 32 % 2 * 4, bits: 4}
 	}},
-	tensor.Q5_K: {levels: consecutive(0, 32), uniform: true, steps: stepsQ4_K, place: func(k int) place {
+	tensor.Q5_K: {levels: consecutive(0, 32), uniform: true, float16s: []int{0, 2}, steps: stepsQ4_K, place: func(k int) place {
 		return place{at: 48 + k/64*32 + k%32, shift: k / 32 % 2 * 4, bits: 4, highAt: 16 + k%32, highShift: k / 32, highBits: 1}
 	}},
-	tensor.Q6_K: {levels: consecutive(-32, 64), uniform: true, steps: stepsQ6_K, place: func(k int) place {
+	tensor.Q6_K: {levels: consecutive(-32, 64), uniform: true, float16s: []int{208}, steps: stepsQ6_K, place: func(k int) place {
 		return place{at: k/128*64 + k%64, shift: k % 128 / 64 * 4, bits: 4, highAt: 128 + k/128*32 + k%32, highShift: k % 128 / 32 * 2, highBits: 2}
 	}},
-	tensor.IQ4_NL: {levels: kernel.NonLinearLevels[:], steps: scaled, place: halves(2, 32)},
-	tensor.IQ4_XS: {levels: kernel.NonLinearLevels[:], steps: stepsIQ4_XS, place: halves(8, 32)},
+	tensor.IQ4_NL: {levels: kernel.NonLinearLevels[:], float16s: []int{0}, steps: scaled, place: halves(2, 32)},
+	tensor.IQ4_XS: {levels: kernel.NonLinearLevels[:], float16s: []int{0}, steps: stepsIQ4_XS, place: halves(8, 32)},
 	tensor.MXFP4:  {steps: func(step, off []float32, b []byte) { same(step, off, halfPower(b[0]), noOffset) }, place: halves(1, 32)},
 	tensor.NVFP4:  {steps: stepsNVFP4, place: halves(4, 16)},
 }

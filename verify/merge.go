@@ -94,6 +94,14 @@ func (w *work) storedAs() string {
 	return w.stored.DType.String()
 }
 
+// baseAs says how the base stores it.
+func (w *work) baseAs() string {
+	if p := w.out.Weight(); p != nil {
+		return p.Scheme
+	}
+	return w.out.Source().DType.String()
+}
+
 // shares reports whether the elements that the merged model stores share scales.
 func (w *work) shares() bool { return w.packed != nil || w.stored.DType.IsBlock() }
 

@@ -31,7 +31,7 @@ func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 	}
 	defer ref.Close()
 	e := &exact{ref: ref, stored: w.stored, codec: codec, shares: w.shares(), cols: frame.Cols, equalToBase: true, unknownImatrix: c.unknownImatrix(w)}
-	e.matches = w.packed == nil && w.stored.DType == w.out.Source().DType
+	e.matches = w.storedAs() == w.baseAs()
 	if e.row, err = w.stored.DType.Bytes(frame.Cols); err != nil {
 		return err
 	}
@@ -58,7 +58,11 @@ func (c *mergeCheck) updated(ctx context.Context, w *work) error {
 // stored together.
 func (c *mergeCheck) exactRows(ctx context.Context, w *work, e *exact, frame adapter.Frame) error {
 	block := e.ref.Block()
-	if c.opt.All || frame.Rows <= max(sampledRows, block) {
+	want := int64(sampledRows)
+	if e.shares && w.out.ByColumn() {
+		want *= 8
+	}
+	if c.opt.All || frame.Rows <= max(want, block) {
 		step := max(1, (256<<10)/frame.Cols/block) * block
 		for first := int64(0); first < frame.Rows; first += step {
 			if err := ctx.Err(); err != nil {
@@ -70,7 +74,7 @@ func (c *mergeCheck) exactRows(ctx context.Context, w *work, e *exact, frame ada
 		}
 		return nil
 	}
-	shift, samples := c.random(w.out.Name).Float64(), max(2, sampledRows/block)
+	shift, samples := c.random(w.out.Name).Float64(), max(2, want/block)
 	for i := range samples {
 		row := int64((float64(i) + shift) * float64(frame.Rows) / float64(samples))
 		row -= row % block

@@ -188,7 +188,7 @@ func LowRetention(file string, modules []Kept, low float64) *finding.Finding {
 	f := finding.Warnf("merge.retention_low", file, "rounding to %s lost a part of the adapter in %d of %d modules; least is left here, %.1f %%",
 		worst.Type, n, len(modules), 100*worst.Retention).In(worst.Tensor)
 	f.Module = worst.Module
-	return f.Hinted("merge into a float base, or store the updated tensors in float16 (--dtype f16); merge --requant match keeps low-rank adapters in most quantized GGUF types")
+	return f.Hinted("merge into a float base, or store the updated tensors in float16 (--dtype f16); merge --requant match keeps low-rank adapters in most quantized types")
 }
 
 // add appends a finding.

@@ -24,6 +24,12 @@ import (
 // carryOut writes what a plan makes into a new file or folder.
 func carryOut(t testing.TB, base formats.Writable, plan *merge.Plan) string {
 	t.Helper()
+	out, _ := carryOutBy(t, base, plan, merge.RunOptions{})
+	return out
+}
+
+func carryOutBy(t testing.TB, base formats.Writable, plan *merge.Plan, run merge.RunOptions) (string, []merge.Stats) {
+	t.Helper()
 	out := filepath.Join(t.TempDir(), "merged"+filepath.Ext(base.Path()))
 	l, err := plan.Layout(base, out, layout.Options{})
 	if err != nil {
@@ -34,13 +40,14 @@ func carryOut(t testing.TB, base formats.Writable, plan *merge.Plan) string {
 		t.Fatal(err)
 	}
 	defer w.Abort()
-	if _, err := merge.Run(context.Background(), plan, l, w, merge.RunOptions{}); err != nil {
+	stats, err := merge.Run(context.Background(), plan, l, w, run)
+	if err == nil {
+		err = w.Commit()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return out, stats
 }
 
 // square is a trained adapter's updates of the square modules, so that a transposed one fits as well.
@@ -141,7 +148,7 @@ func storages() []storage {
 		{name: "GGUF Q4_0", open: func(t *testing.T) formats.Writable { return quantized(t, "Q4_0") }, swallow: 1e-2, requant: merge.RequantNearest},
 		{name: "GGUF Q5_1", open: func(t *testing.T) formats.Writable { return quantized(t, "Q5_1") }, swallow: 1e-2, requant: merge.RequantNearest},
 		{name: "ONNX F32", open: at("base.onnx"), swallow: 1e-3, through: tensor.BF16},
-		{name: "ONNX MatMulNBits", open: packedSquare, swallow: 1e-2},
+		{name: "ONNX MatMulNBits", open: packedSquare, swallow: 1e-2, requant: merge.RequantNearest},
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 
 // TestSingularValues compares with the decomposition of the whole matrix, and a diagonal with its values.
 func TestSingularValues(t *testing.T) {
-	diagonal := adapter.Product{Rows: 3, Cols: 3, Rank: 3, Scale: 2, L: []float32{0, 1, 0, 3, 0, 0, 0, 0, 2}, R: []float32{1, 0, 0, 0, 1, 0, 0, 0, -1}}
+	diagonal := adapter.Product{Block: adapter.Block{Rows: 3, Cols: 3}, Rank: 3, Scale: 2, L: []float32{0, 1, 0, 3, 0, 0, 0, 0, 2}, R: []float32{1, 0, 0, 0, 1, 0, 0, 0, -1}}
 	for i, want := range []float64{6, 4, 2} {
 		if got := SingularValues(3, 3, []adapter.Product{diagonal}, 8)[i]; math.Abs(got-want) > 1e-12 {
 			t.Errorf("value %d is %g, expected %g", i, got, want)
@@ -27,8 +27,8 @@ func TestSingularValues(t *testing.T) {
 	// Two terms, of which one changes a part of the matrix only, as that of a fused projection does.
 	const rows, cols = 20, 14
 	terms := []adapter.Product{
-		{Rows: rows, Cols: cols, Rank: 3, Scale: 0.5, L: normal(rows * 3), R: normal(3 * cols)},
-		{RowOff: 6, ColOff: 2, Rows: 10, Cols: 12, Rank: 2, Scale: -1.5, L: normal(20), R: normal(24)},
+		{Block: adapter.Block{Rows: rows, Cols: cols}, Rank: 3, Scale: 0.5, L: normal(rows * 3), R: normal(3 * cols)},
+		{Block: adapter.Block{RowOff: 6, ColOff: 2, Rows: 10, Cols: 12}, Rank: 2, Scale: -1.5, L: normal(20), R: normal(24)},
 	}
 	d := dense{rows: rows, cols: cols, v: make([]float32, rows*cols)}
 	sum := make([]float64, rows*cols)

@@ -25,6 +25,8 @@ type checkLevel struct {
 	modules  int
 	device   onnxruntime.Device
 	seed     uint64
+
+	low, lost float64 // retention that is warned of, and that is an error
 }
 
 // parseCheck reads off, sample, sample:N, N or all.
@@ -111,6 +113,7 @@ func (t *terminal) checkMerge(ctx context.Context, plan *merge.Plan, path string
 	defer done()
 	return verify.Merge(ctx, plan, merged, verify.MergeOptions{
 		All: level.all, Modules: level.modules, Seed: level.seed, Jobs: t.jobs, Runtime: rt, NoRuntime: reason, Progress: add, AnyRetention: anyRetention,
+		Low: level.low, Lost: level.lost,
 	})
 }
 

@@ -38,6 +38,7 @@ func mergeCommand(t *terminal) *cli.Command {
 				"8 bits are for safetensors: a plain cast, in which vectors, position embeddings and the VAE keep their type and an overflow is an error"},
 			&cli.StringFlag{Name: "quantize", Usage: "quantize the merged weights in the same pass, by `RECIPE` (Q4_K_M; for ONNX matmulnbits:4:32, qdq:int8)"},
 			&cli.StringFlag{Name: "requant", Value: "auto", Usage: requantUsage},
+			&cli.StringFlag{Name: "calibration", Usage: "weigh the retention with the modules' inputs in `FILE` (.npz): an array [samples, in] or of mean squares [in] by module name; changes no byte"},
 			weightsFlag(),
 			&cli.StringFlag{Name: "compat", Usage: "reproduce a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.BoolFlag{Name: "allow-unmatched", Usage: "go on without the adapter tensors that match nothing in BASE"},
@@ -110,6 +111,11 @@ func readMergeArguments(c *cli.Context) (a mergeArguments, err error) {
 	}
 	if a.options.Tied, err = parseTied(c.String("tied")); err != nil {
 		return a, err
+	}
+	if path := c.String("calibration"); path != "" {
+		if a.options.Calibration, err = merge.ReadCalibration(path); err != nil {
+			return a, err
+		}
 	}
 	a.options.AllowUnmatched = c.Bool("allow-unmatched")
 	if a.check, err = parseCheck(c.String("check"), c.String("device"), c.Uint64("seed")); err != nil {

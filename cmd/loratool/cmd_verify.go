@@ -44,6 +44,8 @@ func verifyCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Value: "refuse", Usage: "how the merge treated tied embeddings, `HOW`: refuse, untie, both"},
 			weightsFlag(),
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix that the merged weights were quantized with, `FILE`"},
+			&cli.Float64Flag{Name: "retention-warning", Value: 0.9, Usage: "warn where less than this `SHARE` of an adapter is left after rounding"},
+			&cli.Float64Flag{Name: "retention-error", Value: 0.5, Usage: "reject where less than this `SHARE` is left"},
 			&cli.StringFlag{Name: "compat", Usage: "the merge reproduced a peer's roundings, `PEER`: peft, peft-safe, peft-noautocast"},
 			&cli.StringFlag{Name: "attest", Usage: "hold the file to `FILE`, an attestation of merge --attest (BASE and ADAPTERs too, where they are given) or a manifest of merge --manifest"},
 			&cli.BoolFlag{Name: "ignore-unsigned-files", Usage: "accept files of a folder that the attestation or manifest does not name"},
@@ -283,6 +285,9 @@ func verifyAdapter(t *terminal, c *cli.Context, path string) (*verify.Report, er
 func verifyMerge(t *terminal, c *cli.Context, path string, adapters []string, level checkLevel) (*verify.Report, error) {
 	if level.off {
 		return nil, usagef("--sample off: that would check nothing")
+	}
+	if level.low, level.lost = c.Float64("retention-warning"), c.Float64("retention-error"); !(0 < level.lost && level.lost <= level.low && level.low <= 1) {
+		return nil, usagef("--retention-error %g and --retention-warning %g: shares from 0 to 1, the first not above the second", level.lost, level.low)
 	}
 	plan, planErr, closeAll, err := t.planAgainst(c, adapters, path)
 	if err != nil {

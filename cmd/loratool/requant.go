@@ -29,9 +29,13 @@ func readRequant(s string, opt *merge.Options) error {
 
 // printKept says what matched rounding has saved, as the mean over the tensors that it stored.
 func printKept(out io.Writer, stats []merge.Stats) {
-	var kept, nearest float64
-	n := 0
+	var kept, nearest, weighed float64
+	n, inputs := 0, 0
 	for _, s := range stats {
+		if s.Calibrated != nil {
+			weighed += *s.Calibrated
+			inputs++
+		}
 		if s.Nearest != nil {
 			kept += s.Retention
 			nearest += s.Nearest.Retention
@@ -41,5 +45,8 @@ func printKept(out io.Writer, stats []merge.Stats) {
 	if n > 0 {
 		fmt.Fprintf(out, "matched rounding kept %.1f %% of the adapter in %d tensors, nearest rounding would have kept %.1f %%\n",
 			100*kept/float64(n), n, 100*nearest/float64(n))
+	}
+	if inputs > 0 {
+		fmt.Fprintf(out, "on the inputs of the calibration, %.1f %% of the adapter is kept in %d tensors\n", 100*weighed/float64(inputs), inputs)
 	}
 }

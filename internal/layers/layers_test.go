@@ -14,7 +14,8 @@ const module = "github.com/loratool/loratool/"
 var layers = [][]string{
 	{"tensor", "finding", "naming", "internal/kernel"},
 	{"quant"},
-	{"quant/recipe", "quant/rounding", "quant/scheme", "quant/onnxquant"},
+	{"quant/recipe", "quant/rounding", "quant/scheme"},
+	{"quant/onnxquant"},
 	{"formats/layout"},
 	{"formats/safetensors", "formats/gguf", "formats/onnx", "formats/torch", "formats/npy"},
 	{"formats/ortadapter", "quant/imatrix"},

@@ -86,6 +86,24 @@ func (c *coding) put(b []byte, i int64, q int32) {
 	b[at/8] |= byte(uint32(q)&(1<<c.bits-1)) << (at % 8)
 }
 
+// set stores code i in b, in place of what is there.
+func (c *coding) set(b []byte, i int64, q uint32) {
+	switch c.bits {
+	case 8:
+		b[i] = byte(q)
+		return
+	case 16:
+		b[2*i], b[2*i+1] = byte(q), byte(q>>8)
+		return
+	}
+	if c.highFirst {
+		i ^= 1
+	}
+	at := i * c.bits
+	mask := byte(1<<c.bits-1) << (at % 8)
+	b[at/8] = b[at/8]&^mask | byte(q<<(at%8))&mask
+}
+
 // limits are the least and the largest integer.
 func (c *coding) limits() (lo, hi int32) {
 	if c.signed {

@@ -22,6 +22,9 @@ type Encoding struct {
 	once   sync.Once
 	ranges []extremes // when measured
 	err    error
+
+	taken sync.Once
+	apart codes
 }
 
 // maxBlock is the largest number of elements that are encoded together.

@@ -9,6 +9,7 @@ package onnxquant
 import (
 	"fmt"
 	"io"
+	"math"
 	"sync"
 
 	"github.com/loratool/loratool/finding"
@@ -131,6 +132,9 @@ func (w *Weight) matrix() error {
 	w.rows = n / w.cols
 	return nil
 }
+
+// negativeZero changes nothing that it is added to.
+var negativeZero = float32(math.Copysign(0, -1))
 
 func ceil(a, b int64) int64 { return a/b + min(a%b, 1) }
 

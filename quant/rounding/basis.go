@@ -57,6 +57,31 @@ func NewBasis(vectors [][]float32, cols int) *Basis {
 // Rank is the number of directions.
 func (b *Basis) Rank() int { return b.rank }
 
+// Factor is the factor by which to is from, apart from what both hold in the directions of the basis: that which
+// brings from nearest to it. It is not a number where nothing is left of from.
+func (b *Basis) Factor(from, to []float32) float32 {
+	var square, product float64
+	a, c := make([]float64, b.rank), make([]float64, b.rank)
+	for k, x := range from {
+		x, y := float64(x), float64(to[k])
+		square += float64(x * x)
+		product += float64(x * y)
+		for j, q := range b.of(k) {
+			a[j] += float64(x * float64(q))
+			c[j] += float64(y * float64(q))
+		}
+	}
+	whole := square
+	for j := range a {
+		square -= float64(a[j] * a[j])
+		product -= float64(a[j] * c[j])
+	}
+	if !(square > 1e-6*whole) {
+		return float32(math.NaN())
+	}
+	return float32(product / square)
+}
+
 // of is column k's part of the vectors.
 func (b *Basis) of(k int) []float32 { return b.q[k*b.rank : (k+1)*b.rank] }
 

@@ -65,6 +65,10 @@ func matchNF4(m *model, t *tensor.Tensor) (*weight, error) {
 	d := &nf4{packed: t, n: n, cols: q.Shape[len(q.Shape)-1], block: q.Blocksize}
 	d.codes = once(func() ([]float32, error) { return readFloats(quantMap, 0, 16) })
 	w.decode = d.rows
+	if len(q.Shape) > 1 && d.cols%2 == 0 && t.Size == n/2 {
+		w.codes = &keptScales{cols: d.cols, highFirst: true, values: d.codes, scales: d.steps}
+		w.encoding = w.codes
+	}
 	if q.NestedBlocksize == 0 && q.NestedOffset == nil {
 		d.absmax, err = m.vector(name+".absmax", floats, blocks)
 		return w, err
@@ -199,6 +203,19 @@ func (d *nf4) scales(from, n int64) ([]float32, error) {
 		out[i] = scaled + d.offset
 	}
 	return out, nil
+}
+
+// steps are the absmax of elements from one on.
+func (d *nf4) steps(step []float32, first int64) error {
+	from := first / d.block
+	scales, err := d.scales(from, ceil(first+int64(len(step)), d.block)-from)
+	if err != nil {
+		return err
+	}
+	for k := range step {
+		step[k] = scales[(first+int64(k))/d.block-from]
+	}
+	return nil
 }
 
 // matchInt8 reads eight-bit weights of bitsandbytes: X.weight I8 [out, in], X.SCB F32 [out], the largest

@@ -2,6 +2,7 @@ package scheme
 
 import (
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
 )
 
@@ -28,6 +29,36 @@ type Encoding interface {
 	Decode(rows []float32, src [][]byte, first int64)
 }
 
+// Codes is an Encoding of elements that have codes of their own: each can be another one without a scale or
+// another element changing. It takes rows or columns apart and puts codes back.
+type Codes interface {
+	Encoding
+	// Span is how many elements of a line, from the first on, share a scale that is for that line alone and can
+	// be made anew; 0 where scales stay. ok is false where lines of that kind cannot be taken apart.
+	Span(column bool) (n int64, ok bool)
+	// ReadGrid sets the grid and the codes of a line, which are indices of levels.
+	ReadGrid(g *quant.Grid, codes []int16, l Line) error
+	// WriteCodes puts codes into a line.
+	WriteCodes(l Line, codes []int16)
+	// Stretches reports whether Stretch multiplies the scales of a line by a factor, within the precision of
+	// float16.
+	Stretches(column bool) bool
+	Stretch(l Line, by float32)
+	// PutScales puts the scales that Measure has chosen for lines that share them into the extents of rows from
+	// row first on, which hold the weight's.
+	PutScales(dst [][]byte, first int64)
+	// CopyScales gives the span of a line that begins with element lo the scale of another one's.
+	CopyScales(dst, src Line, lo int64)
+}
+
+// A Line is a row or a column of a weight, in the extents of rows in its parts.
+type Line struct {
+	Parts  [][]byte // of rows from row First on; of all rows where the line is a column
+	First  int64
+	Number int64
+	Column bool
+}
+
 // A Weight is a packed weight.
 type Weight struct {
 	// Scheme says how it is stored: "GPTQ 4-bit".
@@ -41,6 +72,8 @@ type Weight struct {
 	// Encoding stores rows of Exact in the first of the Parts. It is nil where that is not offered: where
 	// finding codes and scales anew is a search that libraries do in ways of their own.
 	Encoding Encoding
+	// Codes stores them too, by codes that are chosen one by one. It is nil where elements share codes.
+	Codes Codes
 }
 
 // Stored reports whether the base stores the weight so already. Otherwise the Parts are only what outputs will

@@ -60,9 +60,13 @@ func matchFloat4(m *model, t *tensor.Tensor) (*weight, error) {
 		return nil, m.fault("bad_shape", scale.Name, "the scales do not fit the weight").Expected(scale.Shape, fmt.Sprintf("one for %d of %v", size, w.shape))
 	}
 	d.size = size
-	if d.global == nil && d.cols%mxfp4Len == 0 {
-		w.encoding = microscaling{cols: d.cols}
+	switch {
+	case d.global != nil:
+		w.codes = &keptScales{cols: d.cols, values: func() ([]float32, error) { return e2m1[:], nil }, scales: d.steps}
+	case d.cols%mxfp4Len == 0:
+		w.codes = microscaling{cols: d.cols}
 	}
+	w.encoding = w.codes
 	return w, nil
 }
 
@@ -78,22 +82,9 @@ func (d *float4) rows(dst []float32, first int64) error {
 	if _, err := d.packed.ReadAt(b, first*d.cols/2); err != nil {
 		return err
 	}
-	scales, err := readFloats(d.scale, first*d.groups, n*d.groups)
+	scales, err := d.scales(first, n)
 	if err != nil {
 		return err
-	}
-	if d.global != nil {
-		global, err := readFloats(d.global, 0, 1)
-		if err != nil {
-			return err
-		}
-		for i := range scales {
-			if d.divide {
-				scales[i] /= global[0]
-			} else {
-				scales[i] *= global[0]
-			}
-		}
 	}
 	for r := range n {
 		row, codes, s := dst[r*d.cols:][:d.cols], b[r*d.cols/2:][:d.cols/2], scales[r*d.groups:][:d.groups]
@@ -102,6 +93,38 @@ func (d *float4) rows(dst []float32, first int64) error {
 			row[2*i] = e2m1[c&15] * scale
 			row[2*i+1] = e2m1[c>>4] * scale
 		}
+	}
+	return nil
+}
+
+// scales are those of n rows.
+func (d *float4) scales(first, n int64) ([]float32, error) {
+	scales, err := readFloats(d.scale, first*d.groups, n*d.groups)
+	if err != nil || d.global == nil {
+		return scales, err
+	}
+	global, err := readFloats(d.global, 0, 1)
+	if err != nil {
+		return nil, err
+	}
+	for i := range scales {
+		if d.divide {
+			scales[i] /= global[0]
+		} else {
+			scales[i] *= global[0]
+		}
+	}
+	return scales, nil
+}
+
+// steps are the scales of the elements of a row, the first of which is an element.
+func (d *float4) steps(step []float32, first int64) error {
+	scales, err := d.scales(first/d.cols, 1)
+	if err != nil {
+		return err
+	}
+	for k := range step {
+		step[k] = scales[int64(k)/d.size]
 	}
 	return nil
 }
@@ -132,7 +155,7 @@ func matchBlocks(m *model, t *tensor.Tensor) (*weight, error) {
 	}
 	return &weight{
 		name: x, shape: tensor.Shape{t.Shape[0], 32 * d.groups, d.out}, dtype: m.config.or(tensor.BF16), scheme: "MXFP4",
-		parts: []string{t.Name, scale.Name}, decode: d.rows, straight: straight.rows, encoding: microscaling{cols: straight.cols},
+		parts: []string{t.Name, scale.Name}, decode: d.rows, straight: straight.rows, encoding: microscaling{cols: straight.cols}, codes: microscaling{cols: straight.cols},
 	}, nil
 }
 

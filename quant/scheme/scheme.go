@@ -131,6 +131,7 @@ type weight struct {
 
 	straight decoder  // decodes the rows that are stored, where decode turns them
 	encoding Encoding // nil where the weight is not stored so again
+	codes    Codes    // nil where it is not by codes chosen one by one
 }
 
 // describe is the exported description of a weight.
@@ -141,7 +142,7 @@ func (m *model) describe(w *weight) *Weight {
 		exact.decode, exact.shape = w.straight, append(tensor.Shape{}, w.shape...)
 		exact.shape[n-2], exact.shape[n-1] = w.shape[n-1], w.shape[n-2]
 	}
-	d := &Weight{Scheme: w.scheme, Exact: exact.tensor(), Turned: w.straight != nil, Encoding: w.encoding}
+	d := &Weight{Scheme: w.scheme, Exact: exact.tensor(), Turned: w.straight != nil, Encoding: w.encoding, Codes: w.codes}
 	for _, p := range w.parts {
 		d.Parts = append(d.Parts, *m.byName[p])
 	}
