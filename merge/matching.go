@@ -10,18 +10,19 @@ import (
 
 // A matching rounds lines of an output, some at a time, so that their updates survive.
 type matching struct {
-	out     *Output
-	codes   scheme.Codes
-	n, span int64
-	bytes   *sync.Mutex // held while the bytes of lines are read and written, where neighbours share them
-	made    quant.Grid
-	fresh   []int16
-	lanes   [rounding.Lanes]lane
-	waiting []rounding.Row // of one stretch
-	where   []scheme.Line  // where they go
-	of      *stretch
-	basis   *rounding.Basis
-	matcher *rounding.Matcher
+	out         *Output
+	codes       scheme.Codes
+	n, span     int64
+	bytes       *sync.Mutex // held while the bytes of lines are read and written, where neighbours share them
+	made        quant.Grid
+	fresh       []int16
+	have, would []float64 // squared distances on the scales of the base, and on fresh ones
+	lanes       [rounding.Lanes]lane
+	waiting     []rounding.Row // of one stretch
+	where       []scheme.Line  // where they go
+	of          *stretch
+	basis       *rounding.Basis
+	matcher     *rounding.Matcher
 }
 
 // A lane holds a line that waits.
@@ -115,9 +116,12 @@ func (m *matching) chooseScales(l *lane, dst, made scheme.Line, target []float32
 	if err := m.codes.ReadGrid(&m.made, fresh, made); err != nil {
 		return err
 	}
+	have, would := grow(&m.have, m.n), grow(&m.would, m.n)
+	l.grid.Squares(have, target, l.codes)
+	m.made.Squares(would, target, fresh)
 	for lo := int64(0); lo < m.n; lo += m.span {
 		lo, hi := int(lo), int(min(m.n, lo+m.span))
-		if m.made.SquaredError(target, fresh, lo, hi) < l.grid.SquaredError(target, l.codes, lo, hi) {
+		if sum(would[lo:hi]) < sum(have[lo:hi]) {
 			copy(l.grid.Step[lo:hi], m.made.Step[lo:hi])
 			copy(l.grid.Off[lo:hi], m.made.Off[lo:hi])
 			copy(l.codes[lo:hi], fresh[lo:hi])
@@ -125,6 +129,13 @@ func (m *matching) chooseScales(l *lane, dst, made scheme.Line, target []float32
 		}
 	}
 	return nil
+}
+
+func sum(v []float64) (s float64) {
+	for _, x := range v {
+		s += x
+	}
+	return s
 }
 
 // flush rounds the lines that wait.

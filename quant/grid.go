@@ -54,29 +54,17 @@ func (g *Grid) Nearest(k int, x float32, old int16) int16 {
 	return int16(lo)
 }
 
-// SquaredError is the sum over elements from lo to hi of the squared distances of x to the values of their
-// nearest codes, in order. codes are those of elements whose step is zero.
-func (g *Grid) SquaredError(x []float32, codes []int16, lo, hi int) (sum float64) {
-	if !g.Uniform {
-		for k := lo; k < hi; k++ {
-			d := float64(g.Value(k, g.Nearest(k, x[k], codes[k]))) - float64(x[k])
-			sum += float64(d * d)
-		}
-		return sum
+// Squares sets dst to the squared distances of x, as many elements as the grid has, to the values of their nearest
+// codes. codes are those of elements whose step is zero.
+func (g *Grid) Squares(dst []float64, x []float32, codes []int16) {
+	if g.Uniform {
+		kernel.GridDistances(dst, x, g.Step, g.Off, g.Levels[0], float32(len(g.Levels)-1))
+		return
 	}
-	const round = 3 << 22 // added to a number of less than 22 bits and taken off again, it rounds it
-	low, top := g.Levels[0], float32(len(g.Levels)-1)
-	x, steps, offs := x[lo:hi], g.Step[lo:hi], g.Off[lo:hi]
 	for k, v := range x {
-		level, s, off := g.Levels[codes[lo+k]], steps[k], offs[k]
-		if s != 0 {
-			c := max(0, min(top, float32((v-off)/s)-low))
-			level = float32(float32(c+round)-round) + low
-		}
-		d := float64(float32(s*level)+off) - float64(v)
-		sum += float64(d * d)
+		d := float64(g.Value(k, g.Nearest(k, v, codes[k]))) - float64(v)
+		dst[k] = float64(d * d)
 	}
-	return sum
 }
 
 // Resize makes room for n elements.
@@ -104,8 +92,12 @@ func (c Codec) ReadGrid(g *Grid, codes []int16, src []byte) {
 	n, size := c.dtype.BlockLen(), c.dtype.BlockBytes()
 	for i := 0; i < len(codes); i += n {
 		t.steps(g.Step[i:i+n], g.Off[i:i+n], src[:size])
-		for k := range t.table {
-			codes[i+k] = t.code(t.table[k].get(src))
+		if t.nibbles.n > 0 && t.order == nil {
+			t.nibbles.read(codes[i:i+n], src)
+		} else {
+			for k := range t.table {
+				codes[i+k] = t.code(t.table[k].get(src))
+			}
 		}
 		src = src[size:]
 	}
@@ -120,6 +112,11 @@ func (c Codec) WriteCodes(dst []byte, codes []int16) {
 	t := grids[c.dtype]
 	n, size := c.dtype.BlockLen(), c.dtype.BlockBytes()
 	for i := 0; i < len(codes); i += n {
+		if t.nibbles.n > 0 && t.order == nil {
+			t.nibbles.write(dst, codes[i:i+n])
+			dst = dst[size:]
+			continue
+		}
 		for k := range t.table {
 			if p, code := &t.table[k], codes[i+k]; t.code(p.get(dst)) != code {
 				p.put(dst, t.raw(code))
@@ -177,7 +174,8 @@ type gridType struct {
 	levels   []float32
 	uniform  bool
 	steps    func(step, off []float32, b []byte)
-	float16s []int // where a block has its scale, and its minimum, as float16; nil where they are coarser
+	float16s []int   // where a block has its scale, and its minimum, as float16; nil where they are coarser
+	nibbles  nibbles // where all of a code's bits lie, or
 	place    func(k int) place
 	table    []place // of place, made once
 	order    []int16 // index of the level of a stored code, where they are not in order
@@ -220,23 +218,48 @@ func same(step, off []float32, s, o float32) {
 func scaled(step, off []float32, b []byte) { same(step, off, half(b), noOffset) }
 func raised(step, off []float32, b []byte) { same(step, off, half(b), half(b[2:])) }
 
-// halves are four bits in split halves of blocks of n elements, from byte at on.
-func halves(at, n int) func(int) place {
-	return func(k int) place { return place{at: at + k/n*(n/2) + k%(n/2), shift: k % n / (n / 2) * 4, bits: 4} }
+// nibbles are codes of four bits: byte at and those that follow hold, for each n elements, the first half in their
+// low bits and the second in their high ones.
+type nibbles struct{ at, n int }
+
+func (h nibbles) place(k int) place {
+	return place{at: h.at + k/h.n*(h.n/2) + k%(h.n/2), shift: k % h.n / (h.n / 2) * 4, bits: 4}
 }
 
-// fives are halves with the fifth bits in a word before.
+// read takes the codes of a block.
+func (h nibbles) read(codes []int16, b []byte) {
+	half := h.n / 2
+	for b = b[h.at:]; len(codes) > 0; codes, b = codes[h.n:], b[half:] {
+		low, high := codes[:half], codes[half:h.n]
+		for j, c := range b[:half] {
+			low[j], high[j] = int16(c&15), int16(c>>4)
+		}
+	}
+}
+
+// write puts the codes of a block.
+func (h nibbles) write(b []byte, codes []int16) {
+	half := h.n / 2
+	for b = b[h.at:]; len(codes) > 0; codes, b = codes[h.n:], b[half:] {
+		low, high := codes[:half], codes[half:h.n]
+		for j := range b[:half] {
+			b[j] = byte(low[j]) | byte(high[j])<<4
+		}
+	}
+}
+
+// fives are nibbles with the fifth bits in a word before.
 func fives(word int) func(int) place {
 	return func(k int) place {
-		p := halves(word+4, 32)(k)
+		p := nibbles{word + 4, 32}.place(k)
 		p.highAt, p.highShift, p.highBits = word+k/8, k%8, 1
 		return p
 	}
 }
 
 var grids = [...]*gridType{
-	tensor.Q4_0: {levels: consecutive(-8, 16), uniform: true, float16s: []int{0}, steps: scaled, place: halves(2, 32)},
-	tensor.Q4_1: {levels: consecutive(0, 16), uniform: true, float16s: []int{0, 2}, steps: raised, place: halves(4, 32)},
+	tensor.Q4_0: {levels: consecutive(-8, 16), uniform: true, float16s: []int{0}, steps: scaled, nibbles: nibbles{2, 32}},
+	tensor.Q4_1: {levels: consecutive(0, 16), uniform: true, float16s: []int{0, 2}, steps: raised, nibbles: nibbles{4, 32}},
 	tensor.Q5_0: {levels: consecutive(-16, 32), uniform: true, float16s: []int{0}, steps: scaled, place: fives(2)},
 	tensor.Q5_1: {levels: consecutive(0, 32), uniform: true, float16s: []int{0, 2}, steps: raised, place: fives(4)},
 	tensor.Q8_0: {levels: consecutive(-128, 256), uniform: true, float16s: []int{0}, steps: scaled, flip: 0x80,
@@ -247,19 +270,17 @@ var grids = [...]*gridType{
 	tensor.Q3_K: {levels: consecutive(-4, 8), uniform: true, float16s: []int{108}, steps: stepsQ3_K, place: func(k int) place {
 		return place{at: 32 + k/128*32 + k%32, shift: k % 128 / 32 * 2, bits: 2, highAt: k % 32, highShift: k / 32, highBits: 1}
 	}},
-	tensor.Q4_K: {levels: consecutive(0, 16), uniform: true, float16s: []int{0, 2}, steps: stepsQ4_K, place: func(k int) place {
-		return place{at: 16 + k/64*32 + k%32, shift: k / 32 % 2 * 4, bits: 4}
-	}},
+	tensor.Q4_K: {levels: consecutive(0, 16), uniform: true, float16s: []int{0, 2}, steps: stepsQ4_K, nibbles: nibbles{16, 64}},
 	tensor.Q5_K: {levels: consecutive(0, 32), uniform: true, float16s: []int{0, 2}, steps: stepsQ4_K, place: func(k int) place {
 		return place{at: 48 + k/64*32 + k%32, shift: k / 32 % 2 * 4, bits: 4, highAt: 16 + k%32, highShift: k / 32, highBits: 1}
 	}},
 	tensor.Q6_K: {levels: consecutive(-32, 64), uniform: true, float16s: []int{208}, steps: stepsQ6_K, place: func(k int) place {
 		return place{at: k/128*64 + k%64, shift: k % 128 / 64 * 4, bits: 4, highAt: 128 + k/128*32 + k%32, highShift: k % 128 / 32 * 2, highBits: 2}
 	}},
-	tensor.IQ4_NL: {levels: kernel.NonLinearLevels[:], float16s: []int{0}, steps: scaled, place: halves(2, 32)},
-	tensor.IQ4_XS: {levels: kernel.NonLinearLevels[:], float16s: []int{0}, steps: stepsIQ4_XS, place: halves(8, 32)},
-	tensor.MXFP4:  {steps: func(step, off []float32, b []byte) { same(step, off, halfPower(b[0]), noOffset) }, place: halves(1, 32)},
-	tensor.NVFP4:  {steps: stepsNVFP4, place: halves(4, 16)},
+	tensor.IQ4_NL: {levels: kernel.NonLinearLevels[:], float16s: []int{0}, steps: scaled, nibbles: nibbles{2, 32}},
+	tensor.IQ4_XS: {levels: kernel.NonLinearLevels[:], float16s: []int{0}, steps: stepsIQ4_XS, nibbles: nibbles{8, 32}},
+	tensor.MXFP4:  {steps: func(step, off []float32, b []byte) { same(step, off, halfPower(b[0]), noOffset) }, nibbles: nibbles{1, 32}},
+	tensor.NVFP4:  {steps: stepsNVFP4, nibbles: nibbles{4, 16}},
 }
 
 func init() {
@@ -269,6 +290,9 @@ func init() {
 		}
 		n := tensor.DType(d).BlockLen()
 		t.table = make([]place, n)
+		if t.place == nil {
+			t.place = t.nibbles.place
+		}
 		for k := range t.table {
 			t.table[k] = t.place(k)
 		}

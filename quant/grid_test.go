@@ -120,8 +120,8 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-// The squared error is that of the nearest codes.
-func TestSquaredError(t *testing.T) {
+// The squares are those of the distances to the nearest codes.
+func TestSquares(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, d := range gridTypes {
 		c := mustOf(t, d)
@@ -134,16 +134,17 @@ func TestSquaredError(t *testing.T) {
 		codes, x := make([]int16, 2*n), make([]float32, 2*n)
 		c.ReadGrid(&g, codes, b)
 		g.Step[n+1] = 0
-		var want float64
+		got := make([]float64, 2*n)
 		for k := range x {
 			x[k] = g.Value(k, codes[k]) + g.Step[k]*float32(8*rng.NormFloat64())
-			if k >= n {
-				e := float64(g.Value(k, g.Nearest(k, x[k], codes[k]))) - float64(x[k])
-				want += float64(e * e)
-			}
 		}
-		if got := g.SquaredError(x, codes, n, 2*n); got != want {
-			t.Errorf("%s: %g, want %g", d, got, want)
+		x[n+1] = 3
+		g.Squares(got, x, codes)
+		for k, v := range x {
+			e := float64(g.Value(k, g.Nearest(k, v, codes[k]))) - float64(v)
+			if want := float64(e * e); got[k] != want {
+				t.Errorf("%s: element %d: %g, want %g", d, k, got[k], want)
+			}
 		}
 	}
 }

@@ -27,3 +27,8 @@ func matchNearestLevelsAVX2(data *float32, q *float32, rank int, cols int, z *fl
 //
 //go:noescape
 func matchMoveLevelsAVX2(data *float32, q *float32, rank int, cols int, c *float32, curves *float32, top float32, best *float32, table *float32)
+
+// gridDistancesAVX2 stores the squared distances of elements to the nearest of their values, eight a group.
+//
+//go:noescape
+func gridDistancesAVX2(dst *float64, x *float32, steps *float32, offs *float32, groups int, low float32, top float32)

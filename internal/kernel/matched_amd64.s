@@ -936,3 +936,53 @@ DATA matchOneLevelsAVX2<>+20(SB)/4, $0x00000001
 DATA matchOneLevelsAVX2<>+24(SB)/4, $0x00000001
 DATA matchOneLevelsAVX2<>+28(SB)/4, $0x00000001
 GLOBL matchOneLevelsAVX2<>(SB), RODATA|NOPTR, $32
+
+// func gridDistancesAVX2(dst *float64, x *float32, steps *float32, offs *float32, groups int, low float32, top float32)
+// Requires: AVX, AVX2
+TEXT ·gridDistancesAVX2(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         steps+16(FP), DX
+	MOVQ         offs+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	VBROADCASTSS low+40(FP), Y0
+	VBROADCASTSS top+44(FP), Y1
+	VXORPS       Y2, Y2, Y2
+	MOVL         $0x4b400000, DI
+	VMOVD        DI, X3
+	VBROADCASTSS X3, Y3
+
+next:
+	VMOVUPS      (CX), Y4
+	VMOVUPS      (DX), Y5
+	VMOVUPS      (BX), Y6
+	VSUBPS       Y6, Y4, Y7
+	VDIVPS       Y5, Y7, Y7
+	VSUBPS       Y0, Y7, Y7
+	VMINPS       Y1, Y7, Y7
+	VMAXPS       Y2, Y7, Y7
+	VADDPS       Y3, Y7, Y7
+	VSUBPS       Y3, Y7, Y7
+	VADDPS       Y0, Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VADDPS       Y6, Y7, Y7
+	VCVTPS2PD    X7, Y5
+	VCVTPS2PD    X4, Y6
+	VSUBPD       Y6, Y5, Y5
+	VMULPD       Y5, Y5, Y5
+	VMOVUPD      Y5, (AX)
+	VEXTRACTF128 $0x01, Y7, X6
+	VCVTPS2PD    X6, Y5
+	VEXTRACTF128 $0x01, Y4, X6
+	VCVTPS2PD    X6, Y4
+	VSUBPD       Y4, Y5, Y5
+	VMULPD       Y5, Y5, Y5
+	VMOVUPD      Y5, 32(AX)
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, DX
+	ADDQ         $0x20, BX
+	ADDQ         $0x40, AX
+	DECQ         SI
+	JNZ          next
+	VZEROUPPER
+	RET

@@ -11,6 +11,15 @@ func matchNearest(m *Match) {
 	}
 }
 
+func gridDistances(dst []float64, x, steps, offs []float32, low, top float32) {
+	n := 0
+	if active >= avx2 && len(x) >= 8 {
+		n = len(x) &^ 7
+		gridDistancesAVX2(&dst[0], &x[0], &steps[0], &offs[0], n/8, low, top)
+	}
+	gridDistancesGo(dst[n:], x[n:], steps[n:], offs[n:], low, top)
+}
+
 func matchMove(m *Match, best *matchBest) {
 	cols := len(m.Columns) / MatchWidth
 	if m.uniform {

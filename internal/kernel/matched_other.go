@@ -6,4 +6,8 @@ package kernel
 
 func matchNearest(*Match) {}
 
+func gridDistances(dst []float64, x, steps, offs []float32, low, top float32) {
+	gridDistancesGo(dst, x, steps, offs, low, top)
+}
+
 func matchMove(*Match, *matchBest) {}

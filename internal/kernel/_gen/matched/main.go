@@ -15,7 +15,63 @@ func main() {
 		nearest(uniform)
 		move(uniform)
 	}
+	gridDistances()
 	Generate()
+}
+
+// gridDistances emits the squared distances of eight elements at a time.
+func gridDistances() {
+	TEXT("gridDistancesAVX2", NOSPLIT, "func(dst *float64, x, steps, offs *float32, groups int, low, top float32)")
+	Doc("gridDistancesAVX2 stores the squared distances of elements to the nearest of their values, eight a group.")
+	Pragma("noescape")
+	dst, x := Load(Param("dst"), GP64()), Load(Param("x"), GP64())
+	steps, offs := Load(Param("steps"), GP64()), Load(Param("offs"), GP64())
+	groups := Load(Param("groups"), GP64())
+	low, top, zero, round := parameter("low"), parameter("top"), YMM(), YMM()
+	VXORPS(zero, zero, zero)
+	rounding := GP32()
+	MOVL(U32(math.Float32bits(3<<22)), rounding)
+	VMOVD(rounding, round.AsX())
+	VBROADCASTSS(round.AsX(), round)
+	Label("next")
+	v, s, o, c := YMM(), YMM(), YMM(), YMM()
+	VMOVUPS(Mem{Base: x}, v)
+	VMOVUPS(Mem{Base: steps}, s)
+	VMOVUPS(Mem{Base: offs}, o)
+	VSUBPS(o, v, c)
+	VDIVPS(s, c, c)
+	VSUBPS(low, c, c)
+	VMINPS(top, c, c) // of two, the second where one is no number, which a step of zero makes of any code
+	VMAXPS(zero, c, c)
+	VADDPS(round, c, c)
+	VSUBPS(round, c, c)
+	VADDPS(low, c, c)
+	VMULPS(s, c, c)
+	VADDPS(o, c, c)
+	for half := range 2 {
+		value, element := YMM(), YMM()
+		if half == 0 {
+			VCVTPS2PD(c.AsX(), value)
+			VCVTPS2PD(v.AsX(), element)
+		} else {
+			high := XMM()
+			VEXTRACTF128(U8(1), c, high)
+			VCVTPS2PD(high, value)
+			VEXTRACTF128(U8(1), v, high)
+			VCVTPS2PD(high, element)
+		}
+		VSUBPD(element, value, value)
+		VMULPD(value, value, value)
+		VMOVUPD(value, Mem{Base: dst, Disp: 32 * half})
+	}
+	for _, p := range []reg.Register{x, steps, offs} {
+		ADDQ(U8(32), p)
+	}
+	ADDQ(U8(64), dst)
+	DECQ(groups)
+	JNZ(LabelRef("next"))
+	VZEROUPPER()
+	RET()
 }
 
 // The vectors of a column, in bytes.
