@@ -64,14 +64,23 @@ func newLanes(b *Basis) *lanes {
 	return l
 }
 
-// load puts a row into a lane. Lanes without a row have a step of zero, and nothing happens there.
-func (l *lanes) load(lane int, r *Row) {
-	width := distance(r.Grid)
-	for k, t := range r.Target {
-		c := l.Columns[kernel.MatchWidth*k+lane:]
-		s := r.Grid.Step[k]
-		c[target], c[step], c[offset] = t, s, r.Grid.Off[k]
-		c[shift] = float32(random(r.Number, k) * float32(width*max(s, -s)))
+// load puts rows into lanes, a few columns at a time, so that what the lanes share stays in the cache. Lanes without
+// a row have a step of zero, and nothing happens there.
+func (l *lanes) load(rows []Row) {
+	const tile = 32
+	width := distance(rows[0].Grid)
+	for first := 0; first < l.basis.cols; first += tile {
+		end := min(first+tile, l.basis.cols)
+		for i := range rows {
+			r := &rows[i]
+			steps, offs := r.Grid.Step[first:end], r.Grid.Off[first:end]
+			for k, t := range r.Target[first:end] {
+				c := l.Columns[kernel.MatchWidth*(first+k)+i:]
+				s := steps[k]
+				c[target], c[step], c[offset] = t, s, offs[k]
+				c[shift] = float32(random(r.Number, first+k) * float32(width*max(s, -s)))
+			}
+		}
 	}
 }
 
@@ -81,9 +90,7 @@ func (l *lanes) round(rows []Row) {
 	clear(l.Z)
 	clear(l.bestZ)
 	l.SetLevels(rows[0].Grid.Levels, rows[0].Grid.Uniform)
-	for i := range rows {
-		l.load(i, &rows[i])
-	}
+	l.load(rows)
 	l.Nearest()
 	for i := range Lanes {
 		l.least[i] = l.dot(i, l.C)
