@@ -19,7 +19,7 @@ test: vet runtime
 	CGO_ENABLED=0 $(GO) build ./...
 	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 	GOOS=windows CGO_ENABLED=0 $(GO) vet ./...
-	$(GO) test -race ./merge ./formats/layout ./verify
+	$(GO) test -race -short ./merge ./formats/layout ./verify
 	@echo "$(GO) test -v ./...   (in full: bin/test.log)"
 	@$(GO) test -v ./... > bin/test.log 2>&1; status=$$?; .ci/summary bin/test.log; exit $$status
 
@@ -44,7 +44,7 @@ portable:
 arm64:
 	@command -v qemu-aarch64-static >/dev/null || { echo "needs qemu-aarch64-static (package qemu-user-static)"; exit 1; }
 	@for p in internal/kernel quant quant/rounding merge; do \
-		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64) || exit 1; \
+		GOARCH=arm64 CGO_ENABLED=0 $(GO) test -c -o bin/test-arm64 ./$$p && (cd $$p && qemu-aarch64-static $(CURDIR)/bin/test-arm64 -test.short) || exit 1; \
 	done
 
 # Loads what we write in llama.cpp, prebuilt in node-llama-cpp, and compares merged weights with the adapter applied

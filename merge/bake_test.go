@@ -373,6 +373,9 @@ func (h holder) element(shape []int64, o, i, x int64) int64 {
 // the original names and in a folder of diffusers, stored in every type, and compares each element with one
 // that is computed from the formula.
 func TestBake(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	for family, sites := range bakeFamilies {
 		for _, folder := range []bool{false, true} {
 			for name, alg := range algorithms {

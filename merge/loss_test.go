@@ -25,6 +25,9 @@ func lossWith(t *testing.T, specs map[string]tensor.Spec, data map[string][]byte
 // TestMatchLoss lets the trained model read Python, which its adapter has learned: of what the adapter does for the
 // loss beside the quantized base, matched rounding keeps all but 3 %.
 func TestMatchLoss(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	text, err := os.ReadFile(corpus.Path(t, "trained", "eval", "python.bin"))
 	if err != nil {
 		t.Fatal(err)

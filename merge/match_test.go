@@ -56,6 +56,9 @@ func relative(t testing.TB, specs map[string]tensor.Spec, data map[string][]byte
 // TestMatchTrained merges a trained adapter into quantized bases of its model. Matched rounding keeps it in
 // every module; rounding to the nearest loses most of it where the steps are wide.
 func TestMatchTrained(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	adapters := []merge.Input{input(t, trained.Adapter(t), 1, dialect.Options{})}
 	floats := trained.GGUF(t)
 	_, want, _ := merged(t, floats, adapters, merge.Options{}, merge.RunOptions{})
@@ -193,6 +196,9 @@ func TestMatchStacked(t *testing.T) {
 // TestMatchKinds gives the trained adapter other forms, and merges those: what a magnitude scales goes into the scales
 // of a row, and a difference without factors has the directions that hold most of it.
 func TestMatchKinds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	in := input(t, trained.Adapter(t), 1, dialect.Options{})
 	weights := trained.Weights(t)
 	form := func(change func(u *adapter.Update, w, sum []float32)) []merge.Input {

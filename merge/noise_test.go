@@ -82,6 +82,9 @@ func leastNoise(t *testing.T, d tensor.DType, base []byte, w, sum []float32, col
 // it is close, the least is more than 1.1 times the latter: the base's own error and what codes must move by are not
 // correlated, and their squares add up.
 func TestMatchNoise(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	in := []merge.Input{input(t, trained.Adapter(t), 1, dialect.Options{})}
 	model := trained.GGUF(t)
 	part := func(name string) bool { return strings.HasPrefix(name, "blk.0.attn_") }

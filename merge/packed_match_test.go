@@ -112,6 +112,9 @@ func packNVFP4(t *testing.T, f *folder, stem string, w []float32, out, in int64)
 // TestMatchPacked merges a trained adapter into four-bit bases of its model and keeps their packing: the adapter
 // survives, and of bitsandbytes and NVFP4 nothing but codes changes.
 func TestMatchPacked(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	in := []merge.Input{input(t, trained.Adapter(t), 1, dialect.Options{})}
 	for _, c := range []struct {
 		packing

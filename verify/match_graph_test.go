@@ -208,6 +208,9 @@ func store(t *testing.T, of opener, made []*tensor.Tensor, w []float32) {
 // TestMatchGraphs merges a trained adapter into quantized graphs of its model's linears: it survives in each, and
 // ONNX Runtime computes with it.
 func TestMatchGraphs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector or an emulator")
+	}
 	ls := trainedLinears(t)
 	a, err := dialect.Open(trained.Adapter(t), dialect.Options{})
 	if err != nil {
