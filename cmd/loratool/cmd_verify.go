@@ -99,9 +99,11 @@ func runVerify(t *terminal, c *cli.Context) error {
 		return err
 	}
 	if c.String("attest") != "" {
+		n := len(r.Findings)
 		if err := t.checkAttestation(c, r, paths[0]); err != nil {
 			return err
 		}
+		fmt.Fprintf(t.text(), "%s: %s\n", finding.Escape(c.String("attest")), verify.Found(slices.Clone(r.Findings[n:])).Verdict)
 	}
 	reports.baseline.Apply(r)
 	if t.json {
