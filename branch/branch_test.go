@@ -21,6 +21,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/internal/corpus"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/onnxruntime"
@@ -89,19 +90,6 @@ func merged(t testing.TB, m *onnx.Model, inputs []merge.Input) string {
 		_, err := merge.Run(context.Background(), plan, l, w, merge.RunOptions{})
 		return err
 	})
-}
-
-func runtime(t testing.TB) *onnxruntime.Runtime {
-	t.Helper()
-	lib, err := onnxruntime.Locate("")
-	if err == nil {
-		var rt *onnxruntime.Runtime
-		if rt, err = onnxruntime.Open(context.Background(), lib, onnxruntime.Options{Device: onnxruntime.Device(onnxruntime.CPU)}); err == nil {
-			return rt
-		}
-	}
-	t.Skipf("without ONNX Runtime: %v", err)
-	return nil
 }
 
 type values = map[string]onnxruntime.Value
@@ -191,7 +179,7 @@ func compare(t *testing.T, rt *onnxruntime.Runtime, m *onnx.Model, inputs []merg
 }
 
 func TestTinyLlama(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	ids := onnxruntime.Ints([]int64{102, 117, 110, 99, 32, 65, 100, 100}, 1, 8)
 	for _, name := range []string{"base.onnx", "base-dynamo.onnx"} {
 		for _, a := range []string{"adapter", "adapters/patterns"} {
@@ -231,7 +219,7 @@ func made(p *branch.Plan, rank int64) []merge.Input {
 
 // TestBert has layers in MatMul, with biases in fused operators.
 func TestBert(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	m := open(t, corpus.Path(t, "onnx/naming/bert_toy_optimized.onnx"))
 	opt := branch.Options{Include: regexp.MustCompile(`encoder|cls|pooler`)}
 	p, err := branch.NewPlan(m, opt)
@@ -321,7 +309,7 @@ func spread(n int) []float32 {
 
 // TestQuantizedLayers adds branches to products with quantized weights, [in 32, out 6].
 func TestQuantizedLayers(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	microsoft := text(7, "com.microsoft")
 	for _, c := range []struct {
 		name  string
@@ -399,7 +387,7 @@ func TestQuantizedLayers(t *testing.T) {
 
 // TestPacked gives one branch to q, k and v that lie in one weight.
 func TestPacked(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	const name = "model.layers.0.attn.qkv_proj.MatMul.weight"
 	path := filepath.Join(t.TempDir(), "base.onnx")
 	graph := [][]byte{

@@ -16,6 +16,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/internal/corpus"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 
@@ -159,19 +160,6 @@ func TestRuntimeModels(t *testing.T) {
 	}
 }
 
-func runtime(t testing.TB) *onnxruntime.Runtime {
-	t.Helper()
-	lib, err := onnxruntime.Locate("")
-	if err == nil {
-		var rt *onnxruntime.Runtime
-		if rt, err = onnxruntime.Open(context.Background(), lib, onnxruntime.Options{Device: onnxruntime.Device(onnxruntime.CPU)}); err == nil {
-			return rt
-		}
-	}
-	t.Skipf("without ONNX Runtime: %v", err)
-	return nil
-}
-
 // decoded writes the float model with the weights that a quantized one of it decodes to.
 func decoded(t testing.TB, base *onnx.Model, path string) string {
 	t.Helper()
@@ -261,7 +249,7 @@ func distance(a, b []float32) float64 {
 
 // TestRun runs quantized models in ONNX Runtime, against the float model with the decoded weights.
 func TestRun(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	x := make([]float32, 3*32)
 	for i := range x {
 		x[i] = float32(math.Sin(float64(i) * 1.7))
@@ -308,7 +296,7 @@ func TestRun(t *testing.T) {
 
 // TestEmbedding gathers rows of 4 bits.
 func TestEmbedding(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	base, r := open(t, goldens+"f32.onnx"), recipe(t, "matmulnbits:4:32")
 	path := made(t, base, quantized.Options{Embedding: &r})
 	in := map[string]onnxruntime.Value{"ids": onnxruntime.Ints([]int64{3, 0, 15, 7}, 4)}
@@ -464,7 +452,7 @@ func TestRealGraphs(t *testing.T) {
 
 // TestBert runs an optimized graph with fused operators, quantized, against the decoded weights.
 func TestBert(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	base := open(t, corpus.Path(t, "onnx", "naming", "bert_toy_optimized.onnx"))
 	in := map[string]onnxruntime.Value{
 		"input_ids":      onnxruntime.Ints([]int64{1, 5, 9, 42, 77, 3, 60, 2}, 1, 8),

@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/quant"
@@ -59,7 +60,7 @@ func BenchmarkMerge4096(b *testing.B) {
 		b.Fatal(err)
 	}
 	merged := open(b, carryOut(b, base, plan))
-	rt := runtime(b)
+	rt := oracle.Try(b)
 	b.SetBytes(2 * n * n)
 	for b.Loop() {
 		r, err := verify.Merge(context.Background(), plan, merged, verify.MergeOptions{All: true, Jobs: 1, Runtime: rt, NoRuntime: "not installed"})

@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/internal/trained"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/quant/onnxquant"
@@ -217,7 +218,7 @@ func TestMatchGraphs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	rt := runtime(t)
+	rt := oracle.Try(t)
 	for _, c := range graphSchemes {
 		t.Run(c.name, func(t *testing.T) {
 			base := openDecoded(t, quantizedGraph(t, ls, c.turned, c.node))

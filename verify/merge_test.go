@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/tensor"
@@ -50,19 +51,6 @@ func write(t testing.TB, base formats.Writable, adapter string, scale float64) s
 	return carryOut(t, base, planOf(t, base, adapter, scale))
 }
 
-// runtime opens ONNX Runtime on the CPU, or returns nil with a note: the exact check must do without it.
-func runtime(t testing.TB) *onnxruntime.Runtime {
-	lib, err := onnxruntime.Locate("")
-	if err == nil {
-		var rt *onnxruntime.Runtime
-		if rt, err = onnxruntime.Open(context.Background(), lib, onnxruntime.Options{Device: onnxruntime.Device(onnxruntime.CPU)}); err == nil {
-			return rt
-		}
-	}
-	t.Logf("without ONNX Runtime: %v", err)
-	return nil
-}
-
 func check(t testing.TB, plan *merge.Plan, path string, rt *onnxruntime.Runtime) *verify.Report {
 	t.Helper()
 	r, err := verify.Merge(context.Background(), plan, open(t, path), verify.MergeOptions{All: true, Runtime: rt, NoRuntime: "not wanted"})
@@ -87,7 +75,7 @@ func codes(r *verify.Report) string {
 
 // TestMergeAccepts checks right merges of every kind of storage, by this program and by PEFT.
 func TestMergeAccepts(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Try(t)
 	for _, c := range []struct {
 		base, adapter string
 		retention     float64 // distance from 1 that the stored type explains
@@ -159,7 +147,7 @@ func TestMergeRejects(t *testing.T) {
 // TestMergeRuntimeRejects checks that ONNX Runtime alone tells a wrong merge: its answer is compared, not the
 // exact check's.
 func TestMergeRuntimeRejects(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Try(t)
 	if rt == nil {
 		t.Skip("needs the ONNX Runtime library (loratool runtime install)")
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/onnxruntime"
@@ -194,7 +195,7 @@ func lowRank(size float64) *adapter.Adapter {
 
 // TestPackedGraphs merges into quantized layers of ONNX graphs: decode, add, encode as they are stored.
 func TestPackedGraphs(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Try(t)
 	for _, c := range packedGraphs {
 		t.Run(c.name, func(t *testing.T) {
 			base := openDecoded(t, packedGraph(t, c.graph))

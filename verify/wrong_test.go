@@ -13,6 +13,7 @@ import (
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/formats"
 	"github.com/loratool/loratool/formats/layout"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/quant"
@@ -155,7 +156,7 @@ func storages() []storage {
 // TestWrongMerges makes every wrong merge in every kind of storage: the exact check and ONNX Runtime each find it, in
 // every module, and say what it is; the right merge passes both.
 func TestWrongMerges(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Try(t)
 	for _, s := range storages() {
 		t.Run(s.name, func(t *testing.T) {
 			base := s.open(t)

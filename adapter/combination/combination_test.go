@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/adapter/lowrank"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/safetensors"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 )
@@ -64,7 +65,7 @@ func TestPEFT(t *testing.T) {
 				w := *u
 				prefix := "base_model.model." + u.Module
 				w.A, w.B, w.Scale = want[prefix+".lora_A.weight"], want[prefix+".lora_B.weight"], one(c.Rank)
-				equal(t, u.Module, product(t, u), product(t, &w), 2e-5)
+				equal(t, u.Module, applied.Product(t, u), applied.Product(t, &w), 2e-5)
 			}
 		})
 	}
@@ -129,27 +130,6 @@ func golden(t *testing.T, file string) map[string]adapter.Factor {
 	return out
 }
 
-// product is s·B·A in float64.
-func product(t *testing.T, u *adapter.Update) []float64 {
-	t.Helper()
-	a, err := u.A.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := u.B.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := make([]float64, u.B.Rows*u.A.Cols)
-	for i := range out {
-		row, col := int64(i)/u.A.Cols, int64(i)%u.A.Cols
-		for k := range u.A.Rows {
-			out[i] += u.Scale.Value * float64(b[row*u.B.Cols+k]) * float64(a[k*u.A.Cols+col])
-		}
-	}
-	return out
-}
-
 func equal(t *testing.T, what string, got, want []float64, within float64) {
 	t.Helper()
 	top := 0.0
@@ -190,8 +170,8 @@ func TestSums(t *testing.T) {
 	a, b := update("m", 10, 12, 3, 0.5, 1), update("m", 10, 12, 2, 2, 5)
 	alone := update("n", 6, 8, 2, 1, 9)
 	inputs := []Input{{from(a), 0.75}, {from(b, alone), -2}}
-	want := product(t, &a)
-	for i, x := range product(t, &b) {
+	want := applied.Product(t, &a)
+	for i, x := range applied.Product(t, &b) {
 		want[i] = 0.75*want[i] - 2*x
 	}
 	for _, method := range []string{"cat", "linear", "svd"} {
@@ -202,12 +182,12 @@ func TestSums(t *testing.T) {
 		if out, _, err = lowrank.Convert(t.Context(), out, lowrank.Options{Limits: lowrank.Limits{Rank: 5}}); err != nil {
 			t.Fatal(err)
 		}
-		equal(t, method, product(t, &out.Updates[0]), want, 1e-6)
-		lone := product(t, &alone)
+		equal(t, method, applied.Product(t, &out.Updates[0]), want, 1e-6)
+		lone := applied.Product(t, &alone)
 		for i := range lone {
 			lone[i] *= -2
 		}
-		equal(t, method+" alone", product(t, &out.Updates[1]), lone, 1e-7)
+		equal(t, method+" alone", applied.Product(t, &out.Updates[1]), lone, 1e-7)
 	}
 	a.Rank, b = 3, update("m", 10, 12, 3, 2, 5)
 	inputs = []Input{{from(a), 0.75}, {from(b), -2}}
@@ -221,7 +201,7 @@ func TestSums(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x, y := product(t, &low.Updates[0]), product(t, &right.Updates[0])
+		x, y := applied.Product(t, &low.Updates[0]), applied.Product(t, &right.Updates[0])
 		off, whole := 0.0, 0.0
 		for i := range y {
 			off += (x[i] - y[i]) * (x[i] - y[i])
@@ -293,16 +273,16 @@ func TestKinds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := product(t, &emb)
-	for i, x := range product(t, &emb2) {
+	want := applied.Product(t, &emb)
+	for i, x := range applied.Product(t, &emb2) {
 		want[i] += 0.5 * x
 	}
-	equal(t, "embedding", product(t, &low.Updates[2]), want, 1e-6)
+	equal(t, "embedding", applied.Product(t, &low.Updates[2]), want, 1e-6)
 	matrix, err := lowrank.Matrix(&loha)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, x := range product(t, &low.Updates[3]) {
+	for i, x := range applied.Product(t, &low.Updates[3]) {
 		if math.Abs(x-1.5*float64(matrix[i])) > 1e-5 {
 			t.Fatalf("LoHa element %d is %g, want %g", i, x, 1.5*matrix[i])
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/adapter/lowrank"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/quant"
 	"github.com/loratool/loratool/tensor"
@@ -229,7 +230,7 @@ func TestMerged(t *testing.T) {
 	}
 	for i := range low.Updates {
 		u := &low.Updates[i]
-		got, want := dense(t, u), dense(t, byModule[u.Module])
+		got, want := applied.Product(t, u), applied.Product(t, byModule[u.Module])
 		var off, whole float64
 		for i, x := range want {
 			off += (got[i] - x) * (got[i] - x)
@@ -239,25 +240,4 @@ func TestMerged(t *testing.T) {
 			t.Errorf("%s: %.2g of the squares differ", u.Module, off/whole)
 		}
 	}
-}
-
-// dense is s·B·A in float64.
-func dense(t *testing.T, u *adapter.Update) []float64 {
-	t.Helper()
-	a, err := u.A.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := u.B.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := make([]float64, u.B.Rows*u.A.Cols)
-	for i := range out {
-		row, col := int64(i)/u.A.Cols, int64(i)%u.A.Cols
-		for k := range u.A.Rows {
-			out[i] += u.Scale.Value * float64(b[row*u.B.Cols+k]) * float64(a[k*u.A.Cols+col])
-		}
-	}
-	return out
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/adapter/peft"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/internal/corpus"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
@@ -74,29 +75,6 @@ func write(t *testing.T, f *File) *adapter.Adapter {
 	return a
 }
 
-// delta is s·B·A of an update in float64.
-func delta(t *testing.T, u *adapter.Update) []float64 {
-	t.Helper()
-	a, err := u.A.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := u.B.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows, rank, cols := int(u.B.Rows), int(u.A.Rows), int(u.A.Cols)
-	d := make([]float64, rows*cols)
-	for i := range rows {
-		for k := range rank {
-			for j := range cols {
-				d[i*cols+j] += u.Scale.Value * float64(b[i*rank+k]) * float64(a[k*cols+j])
-			}
-		}
-	}
-	return d
-}
-
 func near(t *testing.T, name string, got, want []float64, tol float64) {
 	t.Helper()
 	if len(got) != len(want) {
@@ -136,7 +114,7 @@ func TestTrainedAdapter(t *testing.T) {
 		if u.Target != v.Target || u.Scale.Value != 2 {
 			t.Errorf("%v %v, expected %v", u.Target, u.Scale, v.Target)
 		}
-		near(t, u.Target.String(), delta(t, u), delta(t, v), 0)
+		near(t, u.Target.String(), applied.Product(t, u), applied.Product(t, v), 0)
 	}
 }
 
@@ -177,7 +155,7 @@ func TestScalesSurvive(t *testing.T) {
 			}
 			return j
 		})
-		near(t, u.Module, delta(t, &again.Updates[i]), delta(t, &u), 1e-6)
+		near(t, u.Module, applied.Product(t, &again.Updates[i]), applied.Product(t, &u), 1e-6)
 	}
 }
 
@@ -198,7 +176,7 @@ func TestEmbedding(t *testing.T) {
 	if u.Layer != adapter.Embedding || u.Rank != 1 {
 		t.Errorf("read as %s of rank %d", u.Layer, u.Rank)
 	}
-	near(t, "token_embd", delta(t, u), delta(t, &a.Updates[0]), 0)
+	near(t, "token_embd", applied.Product(t, u), applied.Product(t, &a.Updates[0]), 0)
 }
 
 // TestStacks checks that experts come back one by one, and that a stack with a gap is refused.
@@ -222,7 +200,7 @@ func TestStacks(t *testing.T) {
 		if u.Module != "blk.0.ffn_down_exps" || u.Expert != e || u.Experts != 3 {
 			t.Errorf("expert %d is %v %d/%d", e, u.Target, u.Expert, u.Experts)
 		}
-		near(t, u.Module, delta(t, u), delta(t, &a.Updates[e]), 0)
+		near(t, u.Module, applied.Product(t, u), applied.Product(t, &a.Updates[e]), 0)
 	}
 	a.Updates = a.Updates[:2]
 	if _, err := Encode(a, smallLlama); err == nil || !strings.Contains(err.Error(), "expert 2") {
@@ -251,7 +229,7 @@ func TestTypes(t *testing.T) {
 		if f.Weights[0].DType != c.a || f.Weights[1].DType != c.b {
 			t.Errorf("%s: written as %s and %s", want, f.Weights[0].DType, f.Weights[1].DType)
 		}
-		near(t, want.String(), delta(t, &write(t, f).Updates[0]), delta(t, &a.Updates[0]), c.tol)
+		near(t, want.String(), applied.Product(t, &write(t, f).Updates[0]), applied.Product(t, &a.Updates[0]), c.tol)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/finding"
 	"github.com/loratool/loratool/formats/gguf"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -112,7 +113,7 @@ func TestFusedExperts(t *testing.T) {
 		for e := range experts {
 			u := adapter.Update{Target: adapter.Target{Module: "model.layers.0.mlp.experts", Param: "gate_up_proj"}, Kind: adapter.LowRank, Layer: adapter.Linear,
 				Rank: 2, Scale: adapter.Scale{Value: 0.5, Alpha: 1, Rank: 2}, Expert: e, Experts: experts, A: values(r, 2, hidden), B: values(r, 2*width, 2)}
-			d := delta(t, &u)
+			d := applied.Product(t, &u)
 			want["blk.0.ffn_gate_exps"] = append(want["blk.0.ffn_gate_exps"], d[:width*hidden]...)
 			want["blk.0.ffn_up_exps"] = append(want["blk.0.ffn_up_exps"], d[width*hidden:]...)
 			if turned {
@@ -126,7 +127,7 @@ func TestFusedExperts(t *testing.T) {
 		}
 		got := map[string][]float64{}
 		for _, u := range write(t, f).Updates {
-			got[u.Module] = append(got[u.Module], delta(t, &u)...)
+			got[u.Module] = append(got[u.Module], applied.Product(t, &u)...)
 		}
 		for module := range want {
 			near(t, module, got[module], want[module], 1e-6)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/peft"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/naming"
 )
 
@@ -45,7 +46,7 @@ func TestTinyConversion(t *testing.T) {
 			if u.Layer == adapter.Linear {
 				u.B = u.B.GatherRows(u.B.Rows, stored(t, opt, &u))
 			}
-			near(t, name+" "+u.Module, delta(t, &again.Updates[i]), delta(t, &u), 1e-7)
+			near(t, name+" "+u.Module, applied.Product(t, &again.Updates[i]), applied.Product(t, &u), 1e-7)
 		}
 	}
 }

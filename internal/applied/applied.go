@@ -1,5 +1,6 @@
 // Package applied makes of a base of random weights what an adapter of a diffusion pipeline changes it to, so that
-// adapters of different algorithms and spellings can be compared by their effect. Only tests import it.
+// adapters of different algorithms and spellings can be compared by their effect; and the product of a low-rank
+// update. Only tests import it.
 package applied
 
 import (
@@ -184,3 +185,27 @@ var (
 		"model.diffusion_model.input_blocks.4.1.proj_in.weight": {4, 4}, "model.diffusion_model.input_blocks.4.0.skip_connection.weight": {4, 6, 1, 1},
 	}
 )
+
+// Product is s·B·A of a low-rank update, [out, in], in float64.
+func Product(t testing.TB, u *adapter.Update) []float64 {
+	t.Helper()
+	a, err := u.A.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := u.B.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make([]float64, u.B.Rows*u.A.Cols)
+	for i := range u.B.Rows {
+		row := out[i*u.A.Cols:][:u.A.Cols]
+		for k := range u.A.Rows {
+			x := u.Scale.Value * float64(b[i*u.B.Cols+k])
+			for j := range row {
+				row[j] += x * float64(a[k*u.A.Cols+int64(j)])
+			}
+		}
+	}
+	return out
+}

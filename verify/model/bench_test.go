@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/onnxruntime"
 	"github.com/loratool/loratool/verify"
@@ -62,7 +63,7 @@ func stack(b *testing.B, layers, n int) string {
 // BenchmarkWholeModel compares the check of a model of 24 layers of 2048 × 2048 (400 MB) on 32 tokens with loading and
 // running the base and the merged model once each. Beside these, the check runs the base with the adapter.
 func BenchmarkWholeModel(b *testing.B) {
-	rt := runtime(b)
+	rt := oracle.Runtime(b)
 	base := open(b, stack(b, 24, 2048))
 	a := made(b, base, 0.02)
 	out, modules := merged(b, base, a, 1)

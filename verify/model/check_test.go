@@ -1,7 +1,6 @@
 package model_test
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -20,6 +19,7 @@ import (
 	"github.com/loratool/loratool/formats/layout"
 	"github.com/loratool/loratool/formats/onnx"
 	"github.com/loratool/loratool/internal/corpus"
+	"github.com/loratool/loratool/internal/oracle"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/onnxruntime"
@@ -38,19 +38,6 @@ func open(t testing.TB, path string) *onnx.Model {
 	}
 	t.Cleanup(func() { m.Close() })
 	return m
-}
-
-func runtime(t testing.TB) *onnxruntime.Runtime {
-	t.Helper()
-	lib, err := onnxruntime.Locate("")
-	if err == nil {
-		var rt *onnxruntime.Runtime
-		if rt, err = onnxruntime.Open(context.Background(), lib, onnxruntime.Options{Device: onnxruntime.Device(onnxruntime.CPU)}); err == nil {
-			return rt
-		}
-	}
-	t.Skipf("without ONNX Runtime: %v", err)
-	return nil
 }
 
 // made is an adapter of rank 3 for every layer of a model that can have a branch.
@@ -149,7 +136,7 @@ func ints(t testing.TB, d tensor.DType, v []int64, shape ...int64) model.Array {
 
 // TestWholeModels merges into models of five exporters, rightly and wrongly.
 func TestWholeModels(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	for _, c := range []struct {
 		path   string
 		size   float32 // of the adapter's factors
@@ -208,7 +195,7 @@ func TestWholeModels(t *testing.T) {
 
 // TestNoEffect compares nothing with nothing.
 func TestNoEffect(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	base := open(t, tiny+"base.onnx")
 	a := made(t, base, 0)
 	r := check(t, rt, base, base, a, nil, model.Making{})
@@ -219,7 +206,7 @@ func TestNoEffect(t *testing.T) {
 
 // TestSameInputs makes the same values of the same seed, and others of another.
 func TestSameInputs(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	base := open(t, tiny+"base.onnx")
 	a := made(t, base, 0.1)
 	out, modules := merged(t, base, a, 1)
@@ -281,7 +268,7 @@ func code(err error) string {
 
 // TestGiven takes inputs from files, of the model's types and of others.
 func TestGiven(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	base := open(t, tiny+"base.onnx")
 	a := made(t, base, 0.1)
 	out, modules := merged(t, base, a, 1)
@@ -408,7 +395,7 @@ func constantModel(t *testing.T, external bool, to int64) string {
 // TestConstantModels runs graphs without inputs, outputs of other types than float32, and external data beside the
 // model and behind a link.
 func TestConstantModels(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	for name, c := range map[string]struct {
 		external, link bool
 		to             int64
@@ -447,7 +434,7 @@ func TestConstantModels(t *testing.T) {
 // TestQuantizedLayers merges into layers of 4 bits, whose products may round their inputs to 8 bits: what the adapter
 // does is still there, and its absence is seen.
 func TestQuantizedLayers(t *testing.T) {
-	rt := runtime(t)
+	rt := oracle.Runtime(t)
 	const layers, n = 3, 64
 	for _, accuracy := range []int64{0, 4} {
 		t.Run(fmt.Sprintf("accuracy level %d", accuracy), func(t *testing.T) {

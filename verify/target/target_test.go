@@ -8,6 +8,7 @@ import (
 	"github.com/loratool/loratool/adapter"
 	"github.com/loratool/loratool/adapter/dialect"
 	"github.com/loratool/loratool/finding"
+	"github.com/loratool/loratool/internal/applied"
 	"github.com/loratool/loratool/naming"
 	"github.com/loratool/loratool/tensor"
 )
@@ -149,7 +150,7 @@ func TestUniform(t *testing.T) {
 		if u.Updates[i].Rank != 8 || u.Updates[i].Scale.Value != 2 {
 			t.Errorf("rank %d, scale %v", u.Updates[i].Rank, u.Updates[i].Scale)
 		}
-		got, want := product(t, &u.Updates[i]), product(t, &a.Updates[i])
+		got, want := applied.Product(t, &u.Updates[i]), applied.Product(t, &a.Updates[i])
 		for k := range want {
 			if d := math.Abs(got[k] - want[k]); d > 0x1p-24*200 { // the terms of a sum amount to less than 200
 				t.Fatalf("update %d, element %d is %g, expected %g", i, k, got[k], want[k])
@@ -169,27 +170,6 @@ func TestUniform(t *testing.T) {
 	if _, err := Find("vllm").Encode(a, dialect.Target{Name: "out"}); finding.Of(err) == nil || finding.Of(err).Code != "target.token_rows" {
 		t.Errorf("got %v", err)
 	}
-}
-
-func product(t *testing.T, u *adapter.Update) []float64 {
-	t.Helper()
-	a, err := u.A.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := u.B.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := make([]float64, u.B.Rows*u.A.Cols)
-	for i := range u.B.Rows {
-		for j := range u.A.Cols {
-			for k := range u.A.Rows {
-				out[i*u.A.Cols+j] += u.Scale.Value * float64(b[i*u.B.Cols+k]) * float64(a[k*u.A.Cols+j])
-			}
-		}
-	}
-	return out
 }
 
 // TestFits asks for a base that an adapter does not belong to, and one that it does.
