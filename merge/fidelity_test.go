@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -190,7 +191,7 @@ func (s *study) loss(weights map[string][]float32) float64 {
 // distance is the relative distance of the linears of a model from another's.
 func (s *study) distance(from, to map[string][]float32) float64 {
 	var noise, whole float64
-	for name := range s.shapes {
+	for _, name := range slices.Sorted(maps.Keys(s.shapes)) { // sums depend on the order in their last bits
 		for i, x := range to[name] {
 			d := float64(from[name][i]) - float64(x)
 			noise, whole = noise+d*d, whole+float64(x)*float64(x)
