@@ -66,6 +66,9 @@ func runConvert(t *terminal, c *cli.Context) error {
 			return convertModel(t, c, in, output)
 		case format == "gguf":
 			return restoreModel(t, c, in, output)
+		case format == "onnx":
+			return finding.Errorf("convert.unsupported", in, "ONNX models are not converted to other containers").
+				Hinted("merge, quantize and inject write ONNX; the folder that the model was exported from becomes a GGUF")
 		}
 	}
 	if err := noFolderFlags(c); err != nil {
