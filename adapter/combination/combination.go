@@ -28,7 +28,7 @@ type Options struct {
 	// Frequency: the sign that most adapters have is the majority's, else the sign of their sum.
 	Frequency bool
 	Seed      uint64 // of the elements that DARE keeps
-	// PEFT reproduces add_weighted_adapter of PEFT 0.18: "linear" adds the factors, and the scale counts twice
+	// PEFT reproduces add_weighted_adapter of PEFT 0.20: "linear" adds the factors, and the scale counts twice
 	// in "svd" and the methods that end in _svd.
 	PEFT bool
 
@@ -246,7 +246,7 @@ func (o Options) differences(u adapter.Update, parts []part, m method) (adapter.
 	if o.PEFT {
 		strength = (*part).strength
 	}
-	side := o.side(u.Target, "", m)
+	side := o.side(&u, "", m)
 	v := adapter.Update{Target: u.Target, Kind: adapter.Full, Layer: u.Layer, Kernel: u.KernelShape(), Scale: one(1), Tensors: u.Tensors,
 		Expert: u.Expert, Experts: u.Experts, Swapped: u.Swapped, FanInFanOut: u.FanInFanOut}
 	v.Value = adapter.FromFunc(rows, cols, func() ([]float32, error) {

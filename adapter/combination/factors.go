@@ -20,18 +20,18 @@ func (o Options) factors(u adapter.Update, parts []part, m method) (adapter.Upda
 	}
 	f := us[0]
 	f.Scale, f.Tensors = one(f.Rank), u.Tensors
-	f.A = o.merged(u.Target, "A", m, us, func(v *adapter.Update) adapter.Factor { return v.A }, func(i int) float64 {
+	f.A = o.merged(&u, "A", m, us, func(v *adapter.Update) adapter.Factor { return v.A }, func(i int) float64 {
 		return math.Copysign(math.Sqrt(math.Abs(ws[i])), ws[i])
 	})
-	f.B = o.merged(u.Target, "B", m, us, func(v *adapter.Update) adapter.Factor { return v.B }, func(i int) float64 {
+	f.B = o.merged(&u, "B", m, us, func(v *adapter.Update) adapter.Factor { return v.B }, func(i int) float64 {
 		return math.Sqrt(math.Abs(ws[i]))
 	})
 	return f, nil
 }
 
 // merged is one side of all updates as one factor.
-func (o Options) merged(t adapter.Target, name string, m method, us []adapter.Update, of func(*adapter.Update) adapter.Factor, weight func(int) float64) adapter.Factor {
-	side := o.side(t, name, m)
+func (o Options) merged(u *adapter.Update, name string, m method, us []adapter.Update, of func(*adapter.Update) adapter.Factor, weight func(int) float64) adapter.Factor {
+	side := o.side(u, name, m)
 	return adapter.FromFunc(of(&us[0]).Rows, of(&us[0]).Cols, func() ([]float32, error) {
 		ts, ws := make([][]float32, len(us)), make([]float64, len(us))
 		for i := range us {

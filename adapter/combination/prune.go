@@ -30,7 +30,8 @@ type side struct {
 	mask      mask
 }
 
-func (o Options) side(t adapter.Target, name string, m method) side {
+// side is what is done to one side of the updates of a target, as u names it.
+func (o Options) side(u *adapter.Update, name string, m method) side {
 	draw := o.mask
 	if draw == nil {
 		draw = func(name string, n int, density float64) []bool { return drawn(o.Seed, name, n, density) }
@@ -39,7 +40,7 @@ func (o Options) side(t adapter.Target, name string, m method) side {
 	if density <= 0 || density >= 1 {
 		m.prune = nothing
 	}
-	return side{m, t.String() + "/" + name, density, o.Frequency, draw}
+	return side{m, fmt.Sprintf("%s/%d/%s", u.Target, u.Expert, name), density, o.Frequency, draw}
 }
 
 // drawn keeps each element with probability density. What is kept depends on the seed and the name alone, not
